@@ -1,0 +1,1 @@
+"""Rewrites of a program, and the manager that runs and checks them."""
