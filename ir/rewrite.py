@@ -1,0 +1,213 @@
+"""The one way to change a program's graph: every new node records who made it and from what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensorMode
+
+from shave.ir.program import Program, attribute
+from shave.ir.signature import identifier
+
+PROVENANCE = "shave"
+"""Key in ``node.meta["custom"]`` under which a node's origin is kept (that mapping survives export and saving)."""
+
+
+class Rewriter:
+    """Changes one program's graph on behalf of one pass.
+
+    Use it as a context: on leaving, nodes and weights that nothing reads are dropped and the module is recompiled.
+
+        with program.rewrite(by="fold-batchnorm") as rewriter:
+            folded = rewriter.call(aten.conv2d.default, args, before=node, sources=[conv, node])
+            rewriter.replace(node, folded)
+
+    New nodes get their FakeTensor by running the operator on the FakeTensors of the arguments, so a call that does not
+    fit raises torch's own error at once.
+    """
+
+    def __init__(self, program: Program, by: str) -> None:
+        self.program = program
+        self.by = by
+        self._fake = fake_mode(program)
+
+    def __enter__(self) -> Rewriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.sweep()
+            self.program.module.recompile()
+
+    def call(
+        self,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        before: fx.Node,
+        sources: Sequence[fx.Node],
+    ) -> fx.Node:
+        """Insert an operator call ahead of ``before``.
+
+        Args:
+            target: An ATen overload, an operator of ``shave::``, or ``operator.getitem``.
+            args: Positional arguments; nodes stand for values.
+            kwargs: Keyword arguments.
+            before: Where to insert.
+            sources: The nodes that the new one stands for; their module, ONNX names and stack go over to it.
+        """
+        graph = self.program.graph
+        with graph.inserting_before(before):
+            node = graph.call_function(target, tuple(args), dict(kwargs or {}))
+        try:
+            node.meta = self._meta(sources)
+            node.meta["val"] = infer(node, self._fake)
+        except Exception:
+            graph.erase_node(node)
+            raise
+        return node
+
+    def weight(self, name: str, tensor: torch.Tensor, *, sources: Sequence[fx.Node] = ()) -> fx.Node:
+        """Add a weight; ``name`` is made distinct. Returns its ``get_attr`` node, placed behind the other weights."""
+        module, graph = self.program.module, self.program.graph
+        parts = [part if part.isdigit() else identifier(part) for part in name.split(".")]
+        target = _free_target(module, ".".join(parts))
+        _set(module, target, tensor)
+        with graph.inserting_before(self.program.calls[0] if self.program.calls else graph.output_node()):
+            node = graph.create_node("get_attr", target, name=identifier(target))
+        node.meta = self._meta(sources)
+        node.meta["val"] = self._fake.from_tensor(tensor.detach(), static_shapes=True)
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every reader of ``old`` (outputs included) read ``new``; ``old`` goes once nothing reads it."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new, propagate_meta=False)
+        self._refresh_output()
+
+    def set_argument(self, node: fx.Node, position: int, value: Any) -> None:
+        """Change one positional argument of a call and infer the call's value anew."""
+        args = list(node.args)
+        args[position] = value
+        node.args = tuple(args)
+        node.meta["val"] = infer(node, self._fake)
+        node.meta["custom"] = {**node.meta.get("custom", {}), PROVENANCE: {"by": self.by, "from": [node.name]}}
+
+    def set_weight(self, reader: fx.Node, node: fx.Node, tensor: torch.Tensor) -> fx.Node:
+        """Give ``reader`` another tensor in place of the weight ``node``.
+
+        Other readers of a shared weight keep theirs: this is the only place where a weight is cloned for writing.
+        """
+        fresh = self.weight(str(node.target), tensor, sources=[node])
+        reader.replace_input_with(node, fresh)
+        return fresh
+
+    def erase(self, node: fx.Node) -> None:
+        """Drop a node that nothing reads.
+
+        Raises:
+            RuntimeError: Something still reads it.
+        """
+        self.program.graph.erase_node(node)
+
+    def sweep(self) -> list[str]:
+        """Drop calls and weights that nothing reads; inputs stay. Returns the names of what went."""
+        dropped = []
+        for node in reversed(list(self.program.graph.nodes)):
+            if node.op in ("call_function", "get_attr") and not node.users and not is_impure(node):
+                dropped.append(node.name)
+                self.program.graph.erase_node(node)
+        self._sweep_attributes()
+        return dropped
+
+    def _meta(self, sources: Sequence[fx.Node]) -> dict[str, Any]:
+        meta: dict[str, Any] = {}
+        for key in ("nn_module_stack", "stack_trace"):
+            values = [source.meta[key] for source in sources if source.meta.get(key)]
+            if values:
+                meta[key] = values[-1]
+        custom: dict[str, Any] = {}
+        for source in sources:
+            custom.update(source.meta.get("custom", {}))
+        custom[PROVENANCE] = {"by": self.by, "from": [source.name for source in sources]}
+        meta["custom"] = custom
+        return meta
+
+    def _refresh_output(self) -> None:
+        output = self.program.graph.output_node()
+        output.meta["val"] = tuple(node.meta["val"] for node in self.program.outputs)
+
+    def _sweep_attributes(self) -> None:
+        module = self.program.module
+        used = {node.target for node in self.program.graph.find_nodes(op="get_attr")}
+        for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+            if not any(name == target or name.startswith(f"{target}.") for target in used):
+                parent, _, leaf = name.rpartition(".")
+                delattr(module.get_submodule(parent), leaf)
+        module.delete_all_unused_submodules()
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a call does something besides giving its value (asserts on data, state)."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    return bool(schema.is_mutable) or not schema.returns
+
+
+def fake_mode(program: Program) -> FakeTensorMode:
+    """The mode that made the FakeTensors of this program."""
+    values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
+    mode = detect_fake_mode(values)
+    if mode is None:
+        mode = FakeTensorMode()
+    return cast(FakeTensorMode, mode)
+
+
+def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """Compute a call's FakeTensor (or tuple of them, or symbolic size) from those of its arguments."""
+    owner = node.graph.owning_module
+
+    def value(argument: fx.Node) -> Any:
+        if "val" in argument.meta:
+            return argument.meta["val"]
+        return attribute(cast(torch.nn.Module, owner), str(argument.target))
+
+    args = fx.map_arg(node.args, value)
+    kwargs = fx.map_arg(node.kwargs, value)
+    assert callable(node.target)
+    with mode, torch.no_grad():
+        return node.target(*cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs))
+
+
+def _free_target(module: torch.nn.Module, target: str) -> str:
+    base, count = target, 1
+    taken = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    taken |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    taken |= {name for name, _ in module.named_modules() if name}
+    while target in taken or any(target.startswith(f"{name}.") for name in taken if not _is_module(module, name)):
+        target, count = f"{base}_{count}", count + 1
+    return target
+
+
+def _is_module(module: torch.nn.Module, name: str) -> bool:
+    return isinstance(attribute(module, name), torch.nn.Module)
+
+
+def _set(module: torch.nn.Module, target: str, tensor: torch.Tensor) -> None:
+    *path, leaf = target.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if isinstance(tensor, torch.nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)

@@ -1,0 +1,40 @@
+"""Symbolic sizes: torch's symbols on the inside, the user's names on the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from shave.ir.signature import Dim
+
+
+def shape_names(shape: Sequence[Any], names: Mapping[str, str]) -> tuple[Dim, ...]:
+    """Write sizes with the names that the user knows; ``names`` maps torch's symbols (``s77``) to them."""
+    return tuple(size_name(size, names) for size in shape)
+
+
+def size_name(size: Any, names: Mapping[str, str]) -> Dim:
+    """Write one size: an int stays, a symbol or expression becomes text."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    import sympy
+
+    expression = size.node.expr
+    renamed = {symbol: sympy.Symbol(names.get(str(symbol), str(symbol))) for symbol in expression.free_symbols}
+    replaced = expression.subs(renamed)
+    return int(replaced) if replaced.is_Integer else str(replaced)
+
+
+def hint(size: Any) -> int:
+    """A concrete number for a size: the example that was traced; 1 where a size depends on data."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    known = size.node.hint
+    return 1 if known is None else int(known)
+
+
+def hints(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Concrete numbers for a shape; see :func:`hint`."""
+    return tuple(map(hint, shape))
