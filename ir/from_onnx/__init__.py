@@ -1,0 +1,1 @@
+"""The ONNX reader: an interpreter of small torch functions, traced by ``torch.export``."""

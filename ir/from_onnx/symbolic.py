@@ -1,0 +1,1 @@
+"""Shape arithmetic with symbolic dimensions, in NumPy on object arrays."""
