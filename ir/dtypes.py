@@ -4,11 +4,12 @@ import torch
 
 from shave.ir.errors import UnsupportedError
 
-_TORCH_OF_NAME = {
+_TORCH_OF_NAME: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
         "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32",
-        "uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+        "uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
     )
 }  # fmt: skip
 _NAME_OF_TORCH = {dtype: name for name, dtype in _TORCH_OF_NAME.items()}

@@ -79,7 +79,7 @@ def from_exported(
     """
     exported = exported.run_decompositions({})
     graph, attributes = _lift(exported)
-    module = fx.GraphModule(attributes, graph)  # type: ignore[arg-type]
+    module = fx.GraphModule(attributes, graph)
     _restore_batch_norm(module)
     module.recompile()
     signature = _signature(exported, module, input_names, output_names, dim_names or {})
@@ -89,7 +89,7 @@ def from_exported(
 
 
 def _lift(exported: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:
-    """Copy the graph, with weights as ``get_attr`` nodes (one per distinct tensor) and the user's inputs alone as inputs."""
+    """Copy the graph: weights become ``get_attr`` nodes, one per distinct tensor; only real inputs stay inputs."""
     signature = exported.graph_signature
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     used = _used_outputs(exported)
@@ -110,7 +110,9 @@ def _lift(exported: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:
         elif spec.kind is InputKind.USER_INPUT and isinstance(node.meta.get("val"), torch.Tensor):
             copied[node] = graph.node_copy(node)
         else:
-            raise ReadError(f"input {node.name} is a {spec.kind.name.lower().replace('_', ' ')}; only tensors can go in")
+            raise ReadError(
+                f"input {node.name} is a {spec.kind.name.lower().replace('_', ' ')}; only tensors can go in"
+            )
     for node, target, tensor in weights:
         if id(tensor) not in by_identity:
             name = _attribute_name(target, attributes)
@@ -174,7 +176,9 @@ def _attribute_name(target: str, taken: Mapping[str, Any]) -> str:
 
 def _kept_meta(node: fx.Node) -> dict[str, Any]:
     """What later readers need: the value, the user's module, the ONNX node, who made it."""
-    kept = {key: node.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in node.meta}
+    kept: dict[str, Any] = {
+        key: node.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in node.meta
+    }
     if node.meta.get("custom"):
         kept["custom"] = dict(node.meta["custom"])
     return kept
@@ -190,7 +194,8 @@ def _restore_batch_norm(module: fx.GraphModule) -> None:
             )
         whole.meta = {**node.meta, "val": node.meta["val"][0]}
         for item in list(node.users):
-            assert item.target is operator.getitem and item.args[1] == 0, "inference batch norm has one used result"
+            assert item.target is operator.getitem
+            assert item.args[1] == 0, "an inference batch norm has one result that can be used"
             item.replace_all_uses_with(whole)
             module.graph.erase_node(item)
         module.graph.erase_node(node)
@@ -210,8 +215,10 @@ def _signature(
     out_names = list(output_names) if output_names else _output_names(exported, len(outputs))
     if len(in_names) != len(inputs) or len(out_names) != len(outputs):
         raise ReadError(
-            f"{len(in_names)} input and {len(out_names)} output names for {len(inputs)} inputs and {len(outputs)} outputs"
+            f"{len(in_names)} names for {len(inputs)} inputs, {len(out_names)} names for {len(outputs)} outputs"
         )
+    borders = unique_names([*in_names, *out_names])
+    in_names, out_names = borders[: len(inputs)], borders[len(inputs) :]
     symbols = {str(s): s for node in inputs for s in _symbols(node.meta["val"])}
     names = dict(zip(symbols, unique_names([identifier(dim_names.get(s, s)) for s in symbols]), strict=True))
 
@@ -222,10 +229,10 @@ def _signature(
     for text, symbol in symbols.items():
         bounds = exported.range_constraints.get(symbol)
         low, high = (int(bounds.lower), bounds.upper) if bounds is not None else (0, None)
-        dims[names[text]] = (low, int(high) if high is not None and high.is_Integer and high < 2**31 else None)  # type: ignore[attr-defined]
+        dims[names[text]] = (low, int(high) if high is not None and high.is_Integer and high < 2**31 else None)
     return Signature(
-        tuple(spec(name, node.meta["val"]) for name, node in zip(unique_names(in_names), inputs, strict=True)),
-        tuple(spec(name, node.meta["val"]) for name, node in zip(unique_names(out_names), outputs, strict=True)),
+        tuple(spec(name, node.meta["val"]) for name, node in zip(in_names, inputs, strict=True)),
+        tuple(spec(name, node.meta["val"]) for name, node in zip(out_names, outputs, strict=True)),
         dims,
     )
 

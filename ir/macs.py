@@ -62,7 +62,9 @@ def attention(node: fx.Node) -> int:
 def recurrent(node: fx.Node) -> int:
     """Steps x batch x every weight matrix."""
     steps_and_batch = math.prod(_shape(node.args[0])[:2])
-    matrices = [cast(fx.Node, w) for argument in node.args[1:4] if isinstance(argument, (list, tuple)) for w in argument]
+    matrices = [
+        cast(fx.Node, w) for argument in node.args[1:4] if isinstance(argument, (list, tuple)) for w in argument
+    ]
     return steps_and_batch * sum(math.prod(_shape(w)) for w in matrices if len(_shape(w)) == 2)
 
 

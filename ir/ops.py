@@ -54,29 +54,29 @@ class Op:
 
 _ELEMENTWISE = """
 abs acos acosh add addcdiv addcmul alias asin asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_not
-bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copysign cos cosh deg2rad
-detach div dropout elu eq erf erfc erfinv exp exp2 expm1 feature_dropout floor floor_divide fmod frac ge gelu gt
-hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp lgamma log log10 log1p log2
-log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne neg
-positive pow prelu rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sigmoid sign signbit silu sin sinc sinh
-softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy trunc where xlogy
+bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copysign cos cosh
+deg2rad detach div dropout elu eq erf erfc erfinv exp exp2 expm1 feature_dropout floor floor_divide fmod frac ge gelu
+gt hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp lgamma log log10 log1p log2
+log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne
+neg positive pow prelu rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sigmoid sign signbit silu sin
+sinc sinh softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy trunc where xlogy
 """
 
 _MOVEMENT = """
 as_strided broadcast_to cat channel_shuffle chunk constant_pad_nd diagonal expand expand_as flatten flip gather index
 index_put index_select lift_fresh_copy movedim narrow numpy_T pad permute pixel_shuffle pixel_unshuffle repeat
-repeat_interleave reshape reshape_as roll rot90 scatter select select_scatter slice slice_scatter split split_with_sizes
-squeeze stack swapaxes t tile transpose tril triu unbind unflatten unfold unsqueeze view view_as replication_pad1d
-replication_pad2d replication_pad3d reflection_pad1d reflection_pad2d reflection_pad3d embedding
+repeat_interleave reshape reshape_as roll rot90 scatter select select_scatter slice slice_scatter split
+split_with_sizes squeeze stack swapaxes t tile transpose tril triu unbind unflatten unfold unsqueeze view view_as
+replication_pad1d replication_pad2d replication_pad3d reflection_pad1d reflection_pad2d reflection_pad3d embedding
 """
 
 _REDUCTION = """
 all amax amin any argmax argmin avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-count_nonzero cumprod cumsum linalg_vector_norm logsumexp max max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
-max_pool3d_with_indices mean median min norm prod scatter_add scatter_reduce sort std std_mean sum topk
-upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-upsample_trilinear3d var var_mean grid_sampler grid_sampler_2d
+adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+adaptive_max_pool3d count_nonzero cumprod cumsum linalg_vector_norm logsumexp max max_pool1d max_pool2d max_pool3d
+max_pool2d_with_indices max_pool3d_with_indices mean median min norm prod scatter_add scatter_reduce sort std std_mean
+sum topk upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_trilinear3d var var_mean grid_sampler grid_sampler_2d
 """
 
 _NORMALISATION = """
@@ -84,7 +84,10 @@ _log_softmax _softmax batch_norm group_norm instance_norm layer_norm local_respo
 native_layer_norm rms_norm softmax cosine_similarity
 """
 
-_CREATION = "arange empty empty_like full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like eye linspace"
+_CREATION = """
+arange empty empty_like full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like eye
+linspace
+"""
 
 _RANDOM = "bernoulli multinomial normal normal_functional rand rand_like randint randint_like randn randn_like randperm"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -167,21 +167,20 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
 def _clone_module(module: fx.GraphModule, copy_weights: bool) -> fx.GraphModule:
     """Copy graph and attribute table; nested graphs (branches of ``torch.cond``) are copied too."""
     graph = fx.Graph()
-    output = graph.graph_copy(module.graph, val_map := {}, return_output_node=True)
-    assert output is not None
-    new_output = graph.output(output[0])
-    new_output.meta = dict(output[1].meta)
+    copied: dict[fx.Node, fx.Node] = {}
+    new_output = graph.output(graph.graph_copy(module.graph, copied))
+    new_output.meta = dict(module.graph.output_node().meta)
     attributes: dict[str, Any] = {}
-    for node in val_map.values():
+    for node in copied.values():
         if node.op != "get_attr":
             continue
-        value = attribute(module, node.target)
+        value = attribute(module, str(node.target))
         if isinstance(value, fx.GraphModule):
             value = _clone_module(value, copy_weights)
         elif copy_weights:
             value = _copy_tensor(value)
-        attributes[node.target] = value
-    clone = fx.GraphModule(cast("Mapping[str, Any]", attributes), graph)  # type: ignore[arg-type]
+        attributes[str(node.target)] = value
+    clone = fx.GraphModule(attributes, graph)
     clone.meta = dict(module.meta)
     return clone
 

@@ -147,7 +147,10 @@ class Rewriter:
     def _sweep_attributes(self) -> None:
         module = self.program.module
         used = {node.target for node in self.program.graph.find_nodes(op="get_attr")}
-        for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+        for name, _ in [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]:
             if not any(name == target or name.startswith(f"{target}.") for target in used):
                 parent, _, leaf = name.rpartition(".")
                 delattr(module.get_submodule(parent), leaf)
@@ -168,7 +171,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
     mode = detect_fake_mode(values)
     if mode is None:
         mode = FakeTensorMode()
-    return cast(FakeTensorMode, mode)
+    return mode
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:

@@ -1,4 +1,4 @@
-"""Names, shapes and dtypes of what goes into and comes out of a program. Free of torch, so that a runtime can use it."""
+"""Names, shapes and dtypes at the border of a program. Free of torch, so that a runtime can use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorSpec:
     """One tensor at the border of a program.
 
     Attributes:
-        name: Its name; unique among the inputs and among the outputs.
+        name: Its name; unique among all inputs and outputs.
         shape: Sizes; a string names a dynamic dimension or an expression over such names.
         dtype: NumPy's name of the dtype (``float32``, ``int64``, ``bfloat16``, ``bool`` ...).
     """
@@ -58,7 +58,9 @@ class Signature:
         """
         names = [spec.name for spec in self.inputs]
         if len(arguments) > len(names):
-            raise SignatureError(f"{len(arguments)} inputs given, but the program takes {len(names)}: {', '.join(names)}")
+            raise SignatureError(
+                f"{len(arguments)} inputs given, but the program takes {len(names)}: {', '.join(names)}"
+            )
         bound = dict(zip(names, arguments, strict=False))
         for name, value in named.items():
             if name not in names:
@@ -120,7 +122,9 @@ class Signature:
                 tuple(TensorSpec(str(s["name"]), tuple(map(_dim, s["shape"])), str(s["dtype"])) for s in data[side])
                 for side in ("inputs", "outputs")
             ]
-            dims = {str(name): (int(low), None if high is None else int(high)) for name, (low, high) in data["dims"].items()}
+            dims = {
+                str(name): (int(low), None if high is None else int(high)) for name, (low, high) in data["dims"].items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SignatureError(f"not a signature: {error!r}") from error
         return Signature(specs[0], specs[1], dims)

@@ -32,16 +32,16 @@ def verify(program: Program, *, full: bool = False) -> None:
     for node in program.graph.nodes:
         for used in node.all_input_nodes:
             if used not in seen:
-                _fail(program, node, f"reads {used.name} before it is computed")
+                raise _error(program, node, f"reads {used.name} before it is computed")
         seen.add(node)
         if node.op not in ("placeholder", "get_attr", "call_function", "output"):
-            _fail(program, node, f"has the kind {node.op}, which a program does not have")
+            raise _error(program, node, f"has the kind {node.op}, which a program does not have")
         if node.op == "get_attr":
             _check_weight(program, node)
         elif node.op != "output" and "val" not in node.meta:
-            _fail(program, node, "has no value in its meta data")
+            raise _error(program, node, "has no value in its meta data")
         if node.op == "call_function" and not _is_operator(node.target):
-            _fail(program, node, f"calls {node.target}, which is no operator")
+            raise _error(program, node, f"calls {node.target}, which is no operator")
     _check_signature(program)
     if full:
         _check_values(program)
@@ -57,13 +57,13 @@ def _check_weight(program: Program, node: fx.Node) -> None:
     try:
         value = attribute(program.module, str(node.target))
     except AttributeError:
-        _fail(program, node, f"reads the weight {node.target}, which the module lacks")
+        raise _error(program, node, f"reads the weight {node.target}, which the module lacks") from None
     if isinstance(value, torch.Tensor):
         claimed = node.meta.get("val")
         if not isinstance(claimed, torch.Tensor):
-            _fail(program, node, "has no value in its meta data")
+            raise _error(program, node, "has no value in its meta data")
         if tuple(value.shape) != tuple(claimed.shape) or value.dtype != claimed.dtype:
-            _fail(program, node, f"claims {_describe(claimed)}, but the weight is {_describe(value)}")
+            raise _error(program, node, f"claims {_describe(claimed)}, but the weight is {_describe(value)}")
 
 
 def _check_signature(program: Program) -> None:
@@ -83,7 +83,7 @@ def _check_signature(program: Program) -> None:
                 for size, want in zip(value.shape, spec.shape, strict=True)
             )
             if not fits or dtype_name(value.dtype) != spec.dtype:
-                _fail(program, node, f"is {what} {spec}, but its value is {_describe(value)}")
+                raise _error(program, node, f"is {what} {spec}, but its value is {_describe(value)}")
 
 
 def _check_values(program: Program) -> None:
@@ -92,9 +92,9 @@ def _check_values(program: Program) -> None:
         try:
             fresh = infer(node, mode)
         except Exception as error:
-            _fail(program, node, f"cannot be inferred: {error}")
+            raise _error(program, node, f"cannot be inferred: {error}") from error
         if not _same(node.meta["val"], fresh):
-            _fail(program, node, f"claims {_describe(node.meta['val'])}, but gives {_describe(fresh)}")
+            raise _error(program, node, f"claims {_describe(node.meta['val'])}, but gives {_describe(fresh)}")
 
 
 def _same(claimed: Any, fresh: Any) -> bool:
@@ -120,11 +120,11 @@ def _describe(value: Any) -> str:
     return repr(value)
 
 
-def _fail(program: Program, node: fx.Node, problem: str) -> Any:
+def _error(program: Program, node: fx.Node, problem: str) -> VerifyError:
     nodes = list(program.graph.nodes)
     where = nodes.index(node)
     lines = [
         ("> " if other is node else "  ") + node_line(program, other)
         for other in nodes[max(0, where - _WINDOW) : where + _WINDOW + 1]
     ]
-    raise VerifyError(f"node {node.name} {problem}\n" + "\n".join(lines))
+    return VerifyError(f"node {node.name} {problem}\n" + "\n".join(lines))

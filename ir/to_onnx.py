@@ -1,0 +1,104 @@
+"""Programs as ONNX files, which any ONNX runtime takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import cast
+
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+
+from shave.ir.errors import UnsupportedError
+from shave.ir.program import Program
+from shave.ir.pt2 import to_exported
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
+"""Files above this many bytes must keep their weights in a file beside them."""
+
+
+def to_onnx(program: Program, path: Path) -> None:
+    """Write a program by torch's exporter, clean it with onnx-graphsurgeon and check it with ``onnx.checker``.
+
+    Names of inputs, outputs and dynamic dimensions are the program's. Weights above protobuf's 2 GiB go into
+    ``<name>.data`` beside the file.
+
+    Raises:
+        UnsupportedError: torch's exporter has no ONNX form for some operator; it is named.
+    """
+    model = to_model(program)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        written, data = Path(folder) / path.name, Path(folder) / f"{path.name}.data"
+        outside = model.ByteSize() >= _PROTOBUF_LIMIT
+        onnx.save(model, written, save_as_external_data=outside, location=data.name if outside else None)
+        onnx.checker.check_model(written, full_check=True)
+        if outside:
+            os.replace(data, path.with_name(data.name))
+        os.replace(written, path)
+
+
+def to_model(program: Program) -> onnx.ModelProto:
+    """The same as an object in memory."""
+    try:
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(to_exported(program), dynamo=True, verbose=False, optimize=False)
+    except Exception as error:
+        raise UnsupportedError(f"torch.onnx cannot write this program: {error}") from error
+    assert exported is not None
+    graph = gs.import_onnx(exported.model_proto)
+    for tensors, specs in ((graph.inputs, program.signature.inputs), (graph.outputs, program.signature.outputs)):
+        for tensor, spec in zip(tensors, specs, strict=True):
+            tensor.shape = list(spec.shape)
+    _rename(graph, program)
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return cast(onnx.ModelProto, gs.export_onnx(graph))
+
+
+def _rename(graph: gs.Graph, program: Program) -> None:
+    """Give inputs and outputs the program's names; tensors inside that bear such a name step aside."""
+    specs = [*program.signature.inputs, *program.signature.outputs]
+    borders = [*graph.inputs, *graph.outputs]
+    if len({id(tensor) for tensor in borders}) != len(borders):
+        graph = _separate_outputs(graph)
+        borders = [*graph.inputs, *graph.outputs]
+    wanted = {spec.name for spec in specs}
+    for name, tensor in graph.tensors(check_duplicates=True).items():
+        if name in wanted and not any(tensor is border for border in borders):
+            tensor.name = f"{name}_inner"
+    for tensor, spec in zip(borders, specs, strict=True):
+        tensor.name = spec.name
+
+
+def _separate_outputs(graph: gs.Graph) -> gs.Graph:
+    """An output that is an input, or another output too, gets an Identity and so a name of its own."""
+    taken = {id(tensor) for tensor in graph.inputs}
+    for position, tensor in enumerate(graph.outputs):
+        if id(tensor) in taken:
+            own = gs.Variable(f"{tensor.name}_output_{position}", dtype=tensor.dtype, shape=tensor.shape)
+            graph.nodes.append(gs.Node("Identity", inputs=[tensor], outputs=[own]))
+            graph.outputs[position] = tensor = own
+        taken.add(id(tensor))
+    return graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and logs its progress; none of it helps whoever called us."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
