@@ -1,0 +1,191 @@
+"""If, Loop and Scan.
+
+What is decided while reading (a constant condition, a constant trip count) leaves no trace: the branch is inlined, the
+body unrolled. An ``If`` on a computed condition becomes ``torch.cond``. A loop whose end depends on the data that runs
+through the model is refused.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from shave.ir.from_onnx.graph import Graph
+from shave.ir.from_onnx.registry import OnnxNode, onnx_op
+from shave.ir.from_onnx.values import Value, as_tensor, torch_dtype, weights
+
+# A longer unrolled program could be neither traced nor compiled in reasonable time.
+_LONGEST_LOOP = 10_000
+
+
+@onnx_op("If", since=7, opaque=True)
+def if_(node: OnnxNode, condition: Value) -> list[Value]:
+    """One branch if the condition is known, else both as ``torch.cond``."""
+    then_branch, else_branch = node.attr("then_branch"), node.attr("else_branch")
+    if isinstance(condition, np.ndarray):
+        return node.run_subgraph(then_branch if bool(condition.reshape(-1)[0]) else else_branch, [])
+    return list(_cond(node, as_tensor(condition), then_branch, else_branch))
+
+
+@onnx_op("Loop", since=7, opaque=True)
+def loop(node: OnnxNode, trip_count: Value | None, condition: Value | None, *initial: Value) -> list[Value]:
+    """The body, once for each iteration; carried values that are known while reading stay known."""
+    body: Graph = node.attr("body")
+    trips = _known_trips(trip_count)
+    alive = condition is None or _known_condition(condition)
+    carried = list(initial)
+    rows: list[list[Value]] = []
+    while alive and (trips is None or len(rows) < trips):
+        if len(rows) == _LONGEST_LOOP:
+            raise ValueError(f"runs more than {_LONGEST_LOOP} times, too long to be unrolled")
+        again, *results = node.run_subgraph(body, [np.asarray(len(rows)), np.asarray(True), *carried])
+        alive = _known_condition(again)
+        carried, row = results[: len(initial)], results[len(initial) :]
+        rows.append(row)
+    specs = body.outputs[1 + len(initial) :]
+    collected = [
+        _stack([row[k] for row in rows], 0) if rows else _no_rows(body, spec.name) for k, spec in enumerate(specs)
+    ]
+    return [*carried, *collected]
+
+
+@onnx_op("Scan", since=9, opaque=True)
+def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
+    """The body, once for each slice of the scanned inputs."""
+    body: Graph = node.attr("body")
+    count = node.attr("num_scan_inputs")
+    carried, scanned = list(inputs[:-count]), inputs[-count:]
+    in_axes, in_backwards = node.attr("scan_input_axes", [0] * count), node.attr("scan_input_directions", [0] * count)
+    lengths = {value.shape[axis] for value, axis in zip(scanned, in_axes, strict=True)}
+    if len(lengths) != 1:
+        raise ValueError(f"the scanned inputs have different lengths: {sorted(map(str, lengths))}")
+    (length,) = lengths
+    if not isinstance(length, int):
+        raise ValueError(f"scans over a dynamic dimension ({length}); give the model's input a fixed length there")
+    if length > _LONGEST_LOOP:
+        raise ValueError(f"runs more than {_LONGEST_LOOP} times, too long to be unrolled")
+    rows = []
+    for step in range(length):
+        slices = [
+            _slice(value, axis, length - 1 - step if backwards else step)
+            for value, axis, backwards in zip(scanned, in_axes, in_backwards, strict=True)
+        ]
+        results = node.run_subgraph(body, [*carried, *slices])
+        carried, row = results[: len(carried)], results[len(carried) :]
+        rows.append(row)
+    specs = body.outputs[len(carried) :]
+    axes = node.attr("scan_output_axes", [0] * len(specs))
+    backwards = node.attr("scan_output_directions", [0] * len(specs))
+    collected = []
+    for k, spec in enumerate(specs):
+        column = [row[k] for row in rows]
+        collected.append(
+            _stack(column[::-1] if backwards[k] else column, axes[k]) if rows else _no_rows(body, spec.name)
+        )
+    return [*carried, *collected]
+
+
+def _known_trips(trip_count: Value | None) -> int | None:
+    if trip_count is None:
+        return None
+    if isinstance(trip_count, Tensor):
+        raise ValueError("the trip count is computed from the model's inputs, only a constant one can be unrolled")
+    trips = trip_count.reshape(-1)[0]
+    if isinstance(trips, torch.SymInt):
+        raise ValueError(f"the trip count is a dynamic dimension ({trips}); give the model's input a fixed size there")
+    return int(trips)
+
+
+def _known_condition(condition: Value) -> bool:
+    if isinstance(condition, Tensor):
+        raise ValueError(
+            "the condition to go on is computed from the model's inputs, only a constant one can be unrolled"
+        )
+    return bool(condition.reshape(-1)[0])
+
+
+def _slice(value: Value, axis: int, index: int) -> Value:
+    return np.asarray(value.take(index, axis)) if isinstance(value, np.ndarray) else value.select(axis, index)
+
+
+def _stack(values: Sequence[Value], axis: int) -> Value:
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([as_tensor(value) for value in values], axis)
+    return np.stack(values, axis)
+
+
+def _no_rows(body: Graph, name: str) -> Value:
+    """What a loop that never runs gives for a scanned output: no rows of the declared shape."""
+    spec = next(output for output in body.outputs if output.name == name)
+    dims = [dim for dim in spec.shape or () if isinstance(dim, int)]
+    if spec.shape is None or len(dims) != len(spec.shape):
+        raise ValueError(f"never runs, and its body does not state the shape of '{name}'")
+    return torch.empty((0, *dims), dtype=torch_dtype(spec.dtype))
+
+
+def _cond(node: OnnxNode, condition: Tensor, *branches: Graph) -> tuple[Tensor, ...]:
+    """``torch.cond`` over two subgraphs.
+
+    Its branches may use no tensor but their arguments. So both are run twice: the first time, outside of the trace,
+    tells which weights and constants they ask for; these and the tensors of the graphs around become arguments.
+    """
+    captured = {
+        name: value
+        for branch in branches
+        for name in _outer_names(branch)
+        if isinstance(value := node.scope.lookup(name), Tensor)
+    }
+    constants: list[list[Tensor]] = [[], []]
+    for branch, asked in zip(branches, constants, strict=True):
+        with disable_proxy_modes_tracing(), weights(_recorder(asked)):
+            _run_branch(node, branch, captured)
+    operands = (*captured.values(), *constants[0], *constants[1])
+
+    def runner(which: int) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*arguments: Tensor) -> tuple[Tensor, ...]:
+            outer = dict(zip(captured, arguments, strict=False))
+            own = iter(arguments[len(captured) + which * len(constants[0]) :])
+            with weights(lambda array: next(own)):
+                results = _run_branch(node, branches[which], outer)
+            return tuple(_own(result, arguments) for result in results)
+
+        return run
+
+    results: tuple[Tensor, ...] = torch.ops.higher_order.cond(condition.reshape(()), runner(0), runner(1), operands)
+    return results
+
+
+def _outer_names(graph: Graph) -> Iterator[str]:
+    """The names that a subgraph takes from the graphs around it."""
+    own = {spec.name for spec in graph.inputs} | set(graph.constants)
+    for node in graph.nodes:
+        inner = [name for subgraph in node.subgraphs() for name in _outer_names(subgraph)]
+        yield from (name for name in (*node.inputs, *inner) if name and name not in own)
+        own.update(node.outputs)
+    yield from (spec.name for spec in graph.outputs if spec.name not in own)
+
+
+def _run_branch(node: OnnxNode, branch: Graph, captured: dict[str, Tensor]) -> list[Tensor]:
+    scope = dataclasses.replace(node.scope, values=dict(captured), parent=node.scope)
+    return [as_tensor(value) for value in scope.run_subgraph(branch, [], node.name)]
+
+
+def _recorder(asked: list[Tensor]) -> Callable[[np.ndarray], Tensor]:
+    """What `as_tensor` asks while a branch runs is answered as around it, and noted."""
+    around = copy_context()
+
+    def find(array: np.ndarray) -> Tensor:
+        asked.append(around.run(as_tensor, array))
+        return asked[-1]
+
+    return find
+
+
+def _own(result: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+    """The result in memory of its own: a branch may return neither an argument nor a view of one."""
+    storages = {argument.untyped_storage()._cdata for argument in arguments}
+    return result.clone() if result.untyped_storage()._cdata in storages else result
