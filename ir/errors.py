@@ -19,3 +19,23 @@ class VerifyError(ShaveError):
 
 class UnsupportedError(ShaveError):
     """An operator, dtype or form is outside what this part of shave can do."""
+
+
+class PipelineError(ShaveError, ValueError):
+    """A pipeline, an option, a scope or what a pass was given does not fit: nothing is wrong with the pass itself."""
+
+
+class PassError(ShaveError):
+    """A pass failed, broke the program, or changed its outputs though it may not."""
+
+
+class TargetError(ShaveError, ValueError):
+    """No target has the given name."""
+
+
+class CompileError(ShaveError):
+    """The code generator or the linker failed."""
+
+
+class ArtifactError(ShaveError, ValueError):
+    """A compiled artifact is damaged, of an unknown format, made for another machine, or cannot be written."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,9 +50,11 @@ def trace(
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        exported = torch.export.export(
-            module, args, kwargs, dynamic_shapes=_dims(dynamic_shapes, module, args, kwargs), strict=False
-        )
+        dims = _dims(dynamic_shapes, module, args, kwargs)
+        with quiet_torch():
+            exported = torch.export.export(module, args, kwargs, dynamic_shapes=dims, strict=False)
+    except ReadError:
+        raise
     except Exception as error:
         raise ReadError(f"torch.export cannot trace {type(module).__name__}: {error}") from error
     finally:
@@ -77,7 +81,8 @@ def from_exported(
     Raises:
         ReadError: The program changes its own state, or takes or gives something other than tensors.
     """
-    exported = exported.run_decompositions({})
+    with quiet_torch():
+        exported = exported.run_decompositions({})
     graph, attributes = _lift(exported)
     module = fx.GraphModule(attributes, graph)
     _restore_batch_norm(module)
@@ -86,6 +91,14 @@ def from_exported(
     program = Program(module, signature)
     program.verify()
     return program
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """torch.export warns of its own use of its own deprecated names; nobody who calls shave can act on that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        yield
 
 
 def _lift(exported: ExportedProgram) -> tuple[fx.Graph, dict[str, Any]]:

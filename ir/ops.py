@@ -59,7 +59,7 @@ deg2rad detach div dropout elu eq erf erfc erfinv exp exp2 expm1 feature_dropout
 gt hardshrink hardsigmoid hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp lgamma log log10 log1p log2
 log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne
 neg positive pow prelu rad2deg reciprocal relu relu6 remainder round rsqrt rsub selu sigmoid sign signbit silu sin
-sinc sinh softplus softshrink softsign sqrt square sub tan tanh tanhshrink threshold to _to_copy trunc where xlogy
+sinc sinh softplus softshrink sqrt square sub tan tanh threshold to _to_copy trunc where xlogy
 """
 
 _MOVEMENT = """
@@ -80,7 +80,7 @@ upsample_nearest3d upsample_trilinear3d var var_mean grid_sampler grid_sampler_2
 """
 
 _NORMALISATION = """
-_log_softmax _softmax batch_norm group_norm instance_norm layer_norm local_response_norm log_softmax native_group_norm
+_log_softmax _softmax batch_norm group_norm instance_norm layer_norm log_softmax native_group_norm
 native_layer_norm rms_norm softmax cosine_similarity
 """
 

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from shave.ir.dtypes import torch_dtype
 from shave.ir.errors import ReadError
 from shave.ir.files import replacing
-from shave.ir.from_torch import from_exported
+from shave.ir.from_torch import from_exported, quiet_torch
 from shave.ir.program import Program
 from shave.ir.shapes import hints
 
@@ -33,7 +33,7 @@ def save(program: Program, path: Path) -> None:
         "shapes": [list(spec.shape) for spec in program.signature.inputs],
     }
     exported = to_exported(program)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file, quiet_torch():
         torch.export.save(exported, file, extra_files={_SIDECAR: json.dumps(names)})
 
 
@@ -46,7 +46,7 @@ def load(path: Path) -> Program:
     _refuse_pickles(path)
     extra: dict[str, Any] = {_SIDECAR: ""}
     try:
-        with _weights_only():
+        with _weights_only(), quiet_torch():
             exported = torch.export.load(path, extra_files=extra)
     except Exception as error:
         raise ReadError(f"{path}: torch cannot load it: {error}") from error
@@ -115,7 +115,8 @@ def to_exported(program: Program) -> ExportedProgram:
         dynamic.append(
             {axis: dims.get(size, Dim.AUTO) for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         )
-    return torch.export.export(program.module, tuple(examples), dynamic_shapes=tuple(dynamic), strict=False)
+    with quiet_torch():
+        return torch.export.export(program.module, tuple(examples), dynamic_shapes=tuple(dynamic), strict=False)
 
 
 def _dim_names(exported: ExportedProgram, shapes: list[list[Any]]) -> dict[str, str]:

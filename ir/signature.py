@@ -146,7 +146,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def identifier(name: str) -> str:
     """Turn any name into a Python identifier (``conv.0/weight`` becomes ``conv_0_weight``)."""
-    name = re.sub(r"\W", "_", name) or "_"
+    name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
     return f"_{name}" if name[0].isdigit() else name
 
 

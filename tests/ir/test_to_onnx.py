@@ -1,0 +1,81 @@
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import shave
+from shave.ir.errors import UnsupportedError
+from tests.modules import Attention, ConvNet, Named
+
+
+def run(path, feeds):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session, session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "dynamic", "other"),
+    [
+        (ConvNet(), (2, 3, 7, 5), {"x": {0: "batch"}}, (5, 3, 7, 5)),
+        (Attention(), (2, 6, 16), {"x": {0: "batch", 1: "length"}}, (1, 9, 16)),
+    ],
+    ids=["conv", "attention"],
+)
+def test_onnx_runtime_gives_the_same(tmp_path, module, shape, dynamic, other):
+    program = shave.trace(module, (torch.randn(*shape),), dynamic_shapes=dynamic)
+    program.to_onnx(tmp_path / "model.onnx")
+    for size in (shape, other):
+        x = torch.randn(*size)
+        session, (output,) = run(tmp_path / "model.onnx", {"x": x})
+        torch.testing.assert_close(torch.from_numpy(output), program(x), rtol=1e-5, atol=1e-5)
+    assert tuple(session.get_inputs()[0].shape) == program.signature.inputs[0].shape
+    assert [o.name for o in session.get_outputs()] == ["output"]
+
+
+def test_names_survive_even_where_an_output_is_an_input(tmp_path):
+    program = shave.trace(Named(), (torch.randn(3), torch.randn(3)))
+    program.to_onnx(tmp_path / "model.onnx")
+    left, right = torch.randn(3), torch.randn(3)
+    session, outputs = run(tmp_path / "model.onnx", {"left": left, "right": right})
+    assert [i.name for i in session.get_inputs()] == ["left", "right"]
+    assert [o.name for o in session.get_outputs()] == ["sum", "parts.0", "parts.1"]
+    for got, expected in zip(outputs, program(left, right), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), expected)
+
+
+def test_unused_inputs_stay(tmp_path):
+    class Ignores(nn.Module):
+        def forward(self, x, unused):
+            return x + 1
+
+    shave.trace(Ignores(), (torch.zeros(2), torch.zeros(3))).to_onnx(tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert [i.name for i in model.graph.input] == ["x", "unused"]
+
+
+def test_large_models_keep_their_weights_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("shave.ir.to_onnx._PROTOBUF_LIMIT", 100)
+    program = shave.trace(nn.Linear(300, 40), (torch.randn(2, 300),))
+    program.to_onnx(tmp_path / "model.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    x = torch.randn(2, 300)
+    _, (output,) = run(tmp_path / "model.onnx", {program.signature.inputs[0].name: x})
+    torch.testing.assert_close(torch.from_numpy(output), program(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_operator_without_onnx_form_is_named(tmp_path):
+    class Rare(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    program = shave.trace(Rare(), (torch.randn(3),))
+    with pytest.raises(UnsupportedError, match="bessel_j0"):
+        program.to_onnx(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    program = shave.trace(nn.Linear(3, 4), (torch.randn(2, 3),))
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
+        program.to_onnx(tmp_path / "nowhere" / "model.onnx")
