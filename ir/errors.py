@@ -1,5 +1,9 @@
 """The errors that shave raises on purpose: each message names what is at fault and what to do."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class ShaveError(Exception):
     """Base of every error that shave raises on purpose."""
@@ -26,7 +30,15 @@ class PipelineError(ShaveError, ValueError):
 
 
 class PassError(ShaveError):
-    """A pass failed, broke the program, or changed its outputs though it may not."""
+    """A pass failed, broke the program, or changed its outputs though it may not.
+
+    Attributes:
+        reproducer: Folder that holds the program from before the pass; ``shave replay`` runs it. None if not written.
+    """
+
+    def __init__(self, message: str, reproducer: Path | None = None) -> None:
+        super().__init__(message)
+        self.reproducer = reproducer
 
 
 class TargetError(ShaveError, ValueError):
