@@ -1,0 +1,1 @@
+"""Passes that change nothing but the size of the graph."""
