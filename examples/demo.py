@@ -1,6 +1,6 @@
 """Two trained models through the whole road: ONNX in, compiled artifact out, both run on digits they never saw.
 
-    make demo                       # or: python examples/demo.py
+    make demo                       # or: python -m examples.demo
 
 Each model is read, compiled for this machine, saved as one ``.shave`` file and loaded again. The scores of the
 artifact are compared with those of ONNX Runtime on the original file before anything is timed.
@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from digits import Digits, held_out
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import shave
+from examples.digits import Digits, held_out
 from shave.backends.timing import Timing, interleave
 from shave.ir.errors import ShaveError
 
@@ -36,12 +36,12 @@ ARTIFACTS = HERE.parent / "build" / "demo"
 TOLERANCE = 1e-3  # of scores that span about six
 ENGINES = ("torch eager", "ONNX Runtime", "artifact")
 NEXT_STEPS = """
-Where to go next
+Where to go next, after ". .venv/bin/activate"
   shave inspect build/demo/digits_cnn.shave   what is inside the artifact
   shave bench build/demo/digits_cnn.shave     time it alone or against others
   shave passes                                every rewrite and its options
   shave compile MODEL.onnx -o OUT.shave       your own model
-  examples/train_digits.py                    how the two models were made
+  python -m examples.train_digits             how the two models were made
   docs/                                       write a pass, debug a pipeline
 """
 

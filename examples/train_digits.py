@@ -1,7 +1,7 @@
 """Train the two example models, a small CNN and a small transformer, and write them as ONNX.
 
-    python examples/train_digits.py                      # rewrites examples/models in about five minutes
-    python examples/train_digits.py --output elsewhere --epochs 1
+    python -m examples.train_digits                      # rewrites examples/models in about five minutes
+    python -m examples.train_digits --output elsewhere --epochs 1
 
 Plain PyTorch: nothing of shave is needed to make its input. There is no early stop and no choice between epochs: the
 held-out digits only measure. (Settings were chosen with a quarter of the training digits set aside.)
@@ -21,13 +21,14 @@ import onnx
 import onnxruntime
 import sklearn
 import torch
-from digits import CLASSES, HELD_OUT_EVERY, Digits, held_out, training
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule, remove_optional_bias_from_conv_rule
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from examples.digits import CLASSES, HELD_OUT_EVERY, Digits, held_out, training
 
 MODELS = Path(__file__).parent / "models"
 OPSET = 18

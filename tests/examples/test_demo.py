@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import io
 
-import demo
 import numpy as np
 import pytest
 from rich.console import Console
 
+from examples import demo
 from shave.backends.timing import Timing
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
-from digits import held_out, training
 from sklearn.datasets import load_digits
+
+from examples.digits import held_out, training
 
 
 def test_images_and_labels_have_the_promised_form() -> None:

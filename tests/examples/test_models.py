@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from digits import held_out, training
+
+from examples.digits import held_out, training
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
 RECORD: dict[str, Any] = json.loads((MODELS / "ACCURACY.json").read_text(encoding="utf-8"))

@@ -18,12 +18,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both models after three epochs."""
     folder = tmp_path_factory.mktemp("trained") / "models"
     subprocess.run(
-        [sys.executable, EXAMPLES / "train_digits.py", "--output", folder, "--epochs", "3"],
+        [sys.executable, "-m", "examples.train_digits", "--output", folder, "--epochs", "3"],
         check=True,
         capture_output=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=folder.parent,
+        cwd=EXAMPLES.parent,
     )
     return folder
 
