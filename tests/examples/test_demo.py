@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+import shave
 from examples import demo
 from shave.backends.timing import Timing
 
@@ -65,3 +69,62 @@ def test_scores_that_differ_stop_the_demo(wrong: float) -> None:
 def test_scores_of_another_shape_stop_the_demo() -> None:
     with pytest.raises(demo.Disagreement, match=r"shape \(1, 10\), not \(3, 10\)"):
         demo.largest_difference("m", np.ones((3, 10), np.float32), np.ones((1, 10), np.float32))
+
+
+class StandIn:
+    """Plays program, compiled artifact and loaded artifact by running the model in ONNX Runtime, off by ``error``."""
+
+    def __init__(self, path: Path, error: float) -> None:
+        self.session = demo.onnx_session(path)
+        self.error = error
+        self.macs, self.calls = 123, 0
+
+    def __call__(self, image: torch.Tensor | np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.session.run(None, {"image": np.asarray(image)})[0] + np.float32(self.error)
+
+    def cost(self) -> StandIn:
+        return self
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"12345")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[float], StandIn]:
+    """Put a stand-in, off by so much, where the demo looks for shave."""
+
+    def install(error: float) -> StandIn:
+        player = StandIn(demo.MODELS[0], error)
+        monkeypatch.setattr(demo, "MODELS", demo.MODELS[:1])
+        monkeypatch.setattr(demo, "ARTIFACTS", tmp_path / "new" / "folder")
+        for name in ("read", "compile", "load"):
+            monkeypatch.setitem(vars(shave), name, lambda *_, **__: player)
+        return player
+
+    return install
+
+
+def test_an_artifact_that_agrees_is_timed_and_shown(
+    stand_in: Callable[[float], StandIn], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    player = stand_in(2**-12)
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert "100.00% -> 100.00%" in out
+    assert "159 -> 0" in out
+    assert "2.4e-04" in out
+    assert "Where to go next" in out
+    assert player.calls > 200  # 100 rounds of torch, 100 of the artifact
+    assert (tmp_path / "new" / "folder" / "digits_cnn.shave").exists()
+
+
+def test_an_artifact_that_disagrees_is_never_timed(
+    stand_in: Callable[[float], StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    player = stand_in(0.5)
+    assert demo.main() == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: digits_cnn: scores differ by up to 0.5, more than 0.001" in err
+    assert player.calls == 1
