@@ -1,0 +1,5 @@
+"""Own CPU kernels, one family a file: ``conv``, ``depthwise``, ``matmul``, ``batch_matmul``.
+
+Each family is a module with the functions of :class:`shave.backends.tvm.kernels.base.KernelFamily`; ``base`` also
+states the layouts that they read and write.
+"""

@@ -1,0 +1,191 @@
+"""Depthwise float32 convolution (one filter per channel) on blocked tensors, any rank, stride and dilation.
+
+One tile holds ``pixels`` neighbours along the last axis of one channel block. There is no reduction over channels, so
+each multiply-add reads a vector of the image: taps along the last axis are unrolled, which lets a loaded vector serve
+all the taps and pixels that meet it. The kernel is bound by loads, on large images by memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from shave.backends.target import Target
+from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
+from shave.backends.tvm.kernels import conv
+from shave.backends.tvm.kernels.base import (
+    Array,
+    Flat,
+    bind,
+    ceil_div,
+    even_runs,
+    extent,
+    loop,
+    offset,
+    pad_channels,
+    root,
+    tensor,
+    unravel,
+)
+from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
+from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, RegisterTile
+
+UNROLLED_TAPS = 7
+
+
+@dataclass(frozen=True)
+class DepthwiseSchedule:
+    """Choices of a depthwise convolution.
+
+    Attributes:
+        pixels: Largest number of pixels of a tile.
+    """
+
+    pixels: int
+
+
+def applies(shape: ConvShape) -> bool:
+    """Whether this family computes the convolution: one input and one output channel per group."""
+    return shape.groups == shape.in_channels == shape.out_channels and not shape.transposed and not shape.plain_input
+
+
+def candidates(shape: ConvShape, target: Target) -> list[DepthwiseSchedule]:
+    """Tile sizes that leave registers for one row of taps and the loaded vectors, best first."""
+    taps = min(shape.kernel[-1], UNROLLED_TAPS)
+    largest = max(1, target.vector_registers - taps - 2)
+    width = shape.out_spatial[-1]
+
+    def cost(pixels: int) -> float:
+        # Each tile loads its weights and the pixels that it shares with its neighbours once more.
+        return sum(
+            int(run.count) * (max(run.size * taps / 2, taps * FMA_LATENCY / 2) + taps + run.size)
+            for run in even_runs(width, pixels)
+        )
+
+    sizes = sorted(range(1, min(width, largest) + 1), key=lambda pixels: (cost(pixels), pixels))
+    return [DepthwiseSchedule(pixels) for pixels in sizes[:6]]
+
+
+def default(shape: ConvShape, target: Target) -> DepthwiseSchedule:
+    """The best tile by the analytic model."""
+    return candidates(shape, target)[0]
+
+
+def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
+    """Weights [C, 1, *kernel] as the kernel reads them: [ceil(C / lanes), *kernel, lanes]."""
+    columns = weight.reshape(shape.out_channels, -1).T
+    packed = np.stack([pad_channels(column, target.lanes) for column in columns], axis=1)
+    return packed.reshape(-1, *shape.kernel, target.lanes)
+
+
+def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
+    """The convolution in NumPy float64 on plain tensors [N, C, *spatial]; operands broadcast to the output."""
+    return conv.reference(x, weight, shape, epilogue, operands)
+
+
+def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
+    """The kernel (x, packed weights, *operands, y). Bias is [blocks, lanes], residual is blocked like y."""
+    lanes = target.lanes
+    blocks = ceil_div(shape.in_channels, lanes)
+    (phase,) = phases(shape)
+    *outer, inner = phase
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("depthwise")
+        T.func_attr({"tirx.noalias": True})
+        batch = extent(shape.batch)
+        outputs = (batch, blocks, *shape.out_spatial, lanes)
+        parameters = [
+            tensor("x", (batch, blocks, *shape.spatial, lanes)),
+            tensor("weight", (blocks, *shape.kernel, lanes)),
+            *(
+                tensor("bias", (blocks, lanes)) if isinstance(step, Bias) else tensor("residual", outputs)
+                for step in epilogue.operands
+            ),
+            tensor("y", outputs),
+        ]
+        with root():
+            x, weight, *operands, y = [Flat(parameter) for parameter in parameters]
+            space = [axis.extent for axis in outer]
+            with T.parallel(0, batch * blocks * prod(space)) as index:
+                image, *position = bind(*unravel(index, [batch * blocks, *space]))
+                for run in pixel_runs(inner, schedule.pixels):
+                    with loop(run.tiles.count) as t:
+                        first = run.first + t * run.tiles.size
+                        tile = RegisterTile(run.tiles.size, 1, lanes)
+                        _reduce(tile, x, weight, shape, phase, run, image, blocks, [*position, first])
+                        result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
+
+                        def load(
+                            operand: int, row: int | Expr, vector: int, lane: int, width: int, result: Expr = result
+                        ) -> Expr:
+                            if isinstance(epilogue.operands[operand], Bias):
+                                return operands[operand].load(image % blocks * lanes + lane, width)
+                            return operands[operand].load(result + row * lanes + lane, width)
+
+                        def store(
+                            row: int | Expr, vector: int, lane: int, width: int, value: Expr, result: Expr = result
+                        ) -> None:
+                            y.store(result + row * lanes + lane, value, width)
+
+                        tile.finish(epilogue, load, store)
+    return builder.get()
+
+
+def _reduce(
+    tile: RegisterTile,
+    x: Flat,
+    weight: Flat,
+    shape: ConvShape,
+    phase: tuple[Phase, ...],
+    run: PixelRun,
+    image: int | Expr,
+    blocks: int,
+    position: list[int | Expr],
+) -> None:
+    """Add all taps of one tile; ``image`` counts channel blocks over the whole batch."""
+    *outer, inner = phase
+    lanes = tile.lanes
+    with ExitStack() as loops:
+        taps: list[int | Expr] = []
+        pixels: list[int | Expr] = []
+        for axis, q in zip(outer, position[:-1], strict=True):
+            base = q * axis.stride + axis.offset
+            low, count = bind(*met_taps(axis, base))
+            tap = low + loops.enter_context(loop(count))
+            taps.append(tap)
+            pixels.append(base + tap * axis.tap_input)
+        base = position[-1] * inner.stride + inner.offset
+        source = offset((*shape.spatial, lanes), image, *pixels, base, 0)
+        weights = offset((*shape.kernel, lanes), image % blocks, *taps, 0, 0)
+        for met in run.taps:
+            steps = range(met.first, met.first + met.count)
+            if inner.taps > UNROLLED_TAPS:
+                with loop(met.count) as t:
+                    _tap(tile, x, weight, inner, met.rows, source, weights, met.first + t)
+            else:
+                for tap in steps:
+                    _tap(tile, x, weight, inner, met.rows, source, weights, tap)
+
+
+def _tap(
+    tile: RegisterTile,
+    x: Flat,
+    weight: Flat,
+    inner: Phase,
+    rows: range,
+    source: int | Expr,
+    weights: int | Expr,
+    tap: int | Expr,
+) -> None:
+    """Add one tap of the last axis to the pixels that it meets."""
+    lanes = tile.lanes
+    tile.multiply_add_vectors(
+        rows,
+        lambda row: x.load(source + (tap * inner.tap_input + row * inner.stride) * lanes, lanes),
+        weight.load(weights + tap * lanes, lanes),
+    )

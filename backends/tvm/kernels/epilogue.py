@@ -1,0 +1,198 @@
+"""What a kernel does to its result while it is still in registers: bias, residual add, activation.
+
+An :class:`Epilogue` is an ordered tuple of steps. Steps with an operand (:class:`Bias`, :class:`Residual`) add one
+parameter each to the kernel, in their order, between the weights and the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import erf as scalar_erf
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shave.backends.tvm.adapter import Expr
+from shave.backends.tvm.kernels import vector_math
+from shave.backends.tvm.kernels.vector_math import Bindings, maximum, minimum, splat
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Function:
+    """An activation function.
+
+    Attributes:
+        expression: Its formula on vector expressions: (x, *parameters). May use x more than once; x is a name.
+        reference: The same on float64 arrays.
+        parameters: Names of its parameters, in order.
+        transcendental: Too long a formula to be unrolled once per accumulator.
+    """
+
+    expression: Callable[..., Expr]
+    reference: Callable[..., Array]
+    parameters: tuple[str, ...] = ()
+    transcendental: bool = False
+
+
+def _gelu_erf(x: Expr) -> Expr:
+    return x * (vector_math.erf(x * splat(sqrt(0.5), x)) * splat(0.5, x) + splat(0.5, x))
+
+
+def _gelu_tanh(x: Expr) -> Expr:
+    inner = x * (x * x * splat(sqrt(2 / pi) * 0.044715, x) + splat(sqrt(2 / pi), x))
+    return x * (vector_math.tanh(inner) * splat(0.5, x) + splat(0.5, x))
+
+
+def _softplus(x: Expr) -> Expr:
+    let = Bindings()
+    decay = let(vector_math.exp(minimum(0.0, x) - maximum(0.0, x)))
+    return let.around(maximum(0.0, x) + vector_math.log1p(decay))
+
+
+def _mish(x: Expr) -> Expr:
+    # x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on.
+    let = Bindings()
+    e = let(vector_math.exp(minimum(20.0, x)))
+    s = let(e * (e + splat(2.0, x)))
+    return let.around(x * (s / (s + splat(2.0, x))))
+
+
+def _elu(x: Expr, alpha: float) -> Expr:
+    return maximum(0.0, x) + splat(alpha, x) * vector_math.expm1(minimum(0.0, x))
+
+
+def _hardsigmoid(x: Expr, slope: float, offset: float) -> Expr:
+    let = Bindings()
+    line = let(x * splat(slope, x) + splat(offset, x))
+    low = let(maximum(0.0, line))
+    return let.around(minimum(1.0, low))
+
+
+def _clip(x: Expr, low: float, high: float) -> Expr:
+    let = Bindings()
+    bounded = let(maximum(low, x))
+    return let.around(minimum(high, bounded))
+
+
+def _leaky_relu(x: Expr, slope: float) -> Expr:
+    return maximum(0.0, x) + splat(slope, x) * minimum(0.0, x)
+
+
+def _reference_sigmoid(x: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+
+
+FUNCTIONS: dict[str, Function] = {
+    "relu": Function(lambda x: maximum(0.0, x), lambda x: np.maximum(x, 0)),
+    "clip": Function(_clip, lambda x, low, high: np.clip(x, low, high), ("low", "high")),
+    "leaky_relu": Function(_leaky_relu, lambda x, slope: np.where(x > 0, x, slope * x), ("slope",)),
+    "hardsigmoid": Function(
+        _hardsigmoid, lambda x, slope, offset: np.clip(slope * x + offset, 0, 1), ("slope", "offset")
+    ),
+    "hardswish": Function(lambda x: x * _hardsigmoid(x, 1 / 6, 0.5), lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "sigmoid": Function(vector_math.sigmoid, _reference_sigmoid, transcendental=True),
+    "tanh": Function(vector_math.tanh, np.tanh, transcendental=True),
+    "silu": Function(lambda x: x * vector_math.sigmoid(x), lambda x: x * _reference_sigmoid(x), transcendental=True),
+    "gelu": Function(_gelu_erf, lambda x: x * (np.vectorize(scalar_erf)(x * sqrt(0.5)) + 1) / 2, transcendental=True),
+    "gelu_tanh": Function(
+        _gelu_tanh,
+        lambda x: x * (np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)) + 1) / 2,
+        transcendental=True,
+    ),
+    "elu": Function(
+        _elu,
+        lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+        ("alpha",),
+        transcendental=True,
+    ),
+    "softplus": Function(_softplus, lambda x: np.logaddexp(x, 0.0), transcendental=True),
+    "mish": Function(_mish, lambda x: x * np.tanh(np.logaddexp(x, 0.0)), transcendental=True),
+}
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Add one value per output channel. Blocked kernels read [blocks, lanes] (``base.pad_channels``), GEMMs [N]."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Add a tensor of the shape and layout of the output."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Apply a function of :data:`FUNCTIONS`.
+
+    Raises:
+        ValueError: The kind is unknown or the number of parameters is wrong.
+    """
+
+    kind: str
+    parameters: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in FUNCTIONS:
+            raise ValueError(f"unknown activation {self.kind!r}: choose one of {', '.join(FUNCTIONS)}")
+        names = FUNCTIONS[self.kind].parameters
+        if len(self.parameters) != len(names):
+            raise ValueError(
+                f"activation {self.kind!r} takes ({', '.join(names)}), got {len(self.parameters)} parameters"
+            )
+
+
+Step = Bias | Residual | Activation
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Steps applied to each result before it is stored, first to last."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Bias | Residual, ...]:
+        """The steps that bring a tensor, in the order of the kernel's parameters."""
+        return tuple(step for step in self.steps if not isinstance(step, Activation))
+
+    @property
+    def transcendental(self) -> bool:
+        """Whether a step is too long to be unrolled once per accumulator."""
+        return any(isinstance(s, Activation) and FUNCTIONS[s.kind].transcendental for s in self.steps)
+
+    def apply(self, value: Expr, load: Callable[[int], Expr]) -> Expr:
+        """The result of all steps as an expression.
+
+        Args:
+            value: Result of the kernel, any number of lanes.
+            load: Gives the matching vector of the n-th operand.
+        """
+        let = Bindings()
+        position = 0
+        for step in self.steps:
+            if isinstance(step, Activation):
+                value = FUNCTIONS[step.kind].expression(let(value), *step.parameters)
+            else:
+                value = value + load(position)
+                position += 1
+        return let.around(value)
+
+    def reference(self, value: Array, operands: Sequence[Array]) -> Array:
+        """The same in NumPy, for plain tensors.
+
+        Args:
+            value: Result of the kernel in float64: [N, C, *spatial], or [..., C] with two dimensions or less before.
+            operands: One per operand, each broadcastable to ``value``.
+        """
+        remaining = list(operands)
+        for step in self.steps:
+            if isinstance(step, Activation):
+                value = FUNCTIONS[step.kind].reference(value, *step.parameters)
+            else:
+                value = value + remaining.pop(0)
+        return value

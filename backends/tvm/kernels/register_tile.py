@@ -1,0 +1,122 @@
+"""The micro-kernel of convolutions and matrix products: a tile of accumulators kept in vector registers.
+
+A tile has ``rows`` (pixels, or rows of A) times ``vectors`` (of output channels, or columns of B). One step of the
+reduction loads ``vectors`` weight vectors, broadcasts one scalar per row and does rows * vectors multiply-adds. The
+tile is a local array that is only indexed with constants, which LLVM turns into registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from shave.backends.target import Target
+from shave.backends.tvm.adapter import Expr, T
+from shave.backends.tvm.kernels.base import loop, span, unrolled
+from shave.backends.tvm.kernels.epilogue import Epilogue
+
+FMA_PER_CYCLE = 2
+FMA_LATENCY = 4
+CYCLES_PER_LOAD = 0.6
+CYCLES_PER_STEP = 1.0
+
+LoadOperand = Callable[[int, "int | Expr", int, int, int], Expr]
+"""(operand, row, vector, first lane, lanes) to that part of the operand."""
+
+StoreResult = Callable[["int | Expr", int, int, int, Expr], None]
+"""(row, vector, first lane, lanes, value): write that part of the result."""
+
+
+def fits(rows: int, vectors: int, target: Target) -> bool:
+    """Whether the accumulators, one step's weights and one broadcast fit the vector registers."""
+    return rows * vectors + vectors + 1 <= target.vector_registers
+
+
+def cycles_per_step(rows: int, vectors: int) -> float:
+    """Estimated cycles of one step: the slowest of FMA units, load units and the chain through an accumulator."""
+    return CYCLES_PER_STEP + max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
+
+
+def power_of_two_parts(width: int) -> list[tuple[int, int]]:
+    """(first, width) of vectors that cover ``width`` lanes exactly: 11 is 8 + 2 + 1."""
+    parts = []
+    first = 0
+    while first < width:
+        part = 1 << ((width - first).bit_length() - 1)
+        parts.append((first, part))
+        first += part
+    return parts
+
+
+class RegisterTile:
+    """Accumulators of one tile; emits its statements into the function being built.
+
+    Rows and vectors are unrolled by TVM, near the end of its passes: the loops keep the function small until then.
+    """
+
+    def __init__(self, rows: int, vectors: int, lanes: int) -> None:
+        """Allocate and clear the accumulators."""
+        self.rows = rows
+        self.vectors = vectors
+        self.lanes = lanes
+        self._accumulators = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="local", layout=None)
+        with unrolled(0, rows * vectors) as i:
+            T.buffer_store(self._accumulators, T.broadcast(T.float32(0), lanes), [span(i * lanes, lanes)])
+
+    def multiply_add(
+        self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int | Expr], Expr]
+    ) -> None:
+        """Add scalar(row) * weight(vector) to the accumulators of some consecutive rows."""
+        with unrolled(rows.start, rows.stop) as row, unrolled(0, self.vectors) as v:
+            index = span((row * self.vectors + v) * self.lanes, self.lanes)
+            product = T.broadcast(scalar(row), self.lanes) * weight(v)
+            T.buffer_store(self._accumulators, self._accumulators[index] + product, [index])
+
+    def multiply_add_vectors(self, rows: range, value: Callable[[int | Expr], Expr], weight: Expr) -> None:
+        """Add value(row) * weight, both vectors, to the accumulators of some consecutive rows of one vector each."""
+        with unrolled(rows.start, rows.stop) as row:
+            index = span(row * self.lanes, self.lanes)
+            T.buffer_store(self._accumulators, self._accumulators[index] + value(row) * weight, [index])
+
+    def finish(self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | None = None) -> None:
+        """Apply the epilogue and store.
+
+        Args:
+            epilogue: Steps between accumulator and store.
+            load: Gives parts of the operands of the epilogue.
+            store: Writes parts of the result.
+            columns: Lanes of the tile that exist in the result, counted over its vectors; all by default.
+        """
+        columns = self.vectors * self.lanes if columns is None else columns
+        parts = [
+            (v, first, width)
+            for v in range(self.vectors)
+            for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
+        ]
+        if not epilogue.transcendental and len(parts) == self.vectors:
+            with unrolled(0, self.rows) as row:
+                self._finish_row(self._accumulators, row, parts, epilogue, load, store)
+            return
+        # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
+        staged = T.alloc_buffer((self.rows * self.vectors * self.lanes,), "float32", scope="local", layout=None)
+        with unrolled(0, self.rows * self.vectors) as i:
+            index = span(i * self.lanes, self.lanes)
+            T.buffer_store(staged, self._accumulators[index], [index])
+        with loop(self.rows) as row:
+            self._finish_row(staged, row, parts, epilogue, load, store)
+
+    def _finish_row(
+        self,
+        source: Expr,
+        row: int | Expr,
+        parts: Sequence[tuple[int, int, int]],
+        epilogue: Epilogue,
+        load: LoadOperand,
+        store: StoreResult,
+    ) -> None:
+        for v, first, width in parts:
+            value = source[span((row * self.vectors + v) * self.lanes + first, width)]
+
+            def operand(i: int, v: int = v, first: int = first, width: int = width) -> Expr:
+                return load(i, row, v, first, width)
+
+            store(row, v, first, width, epilogue.apply(value, operand))

@@ -1,0 +1,230 @@
+"""Elementary functions on float32 vectors as TIR expressions: no calls, no tables, no branches.
+
+LLVM turns ``exp`` of a vector into one libm call per lane; these polynomials stay in vector registers. Each function
+takes a float32 expression of any number of lanes (1 too) and returns one of the same type. Largest error against
+float64 over all finite inputs (the tests hold them to it), in units in the last place of the result:
+
+=============  =====  ==============================================================================
+function       ULP    method
+=============  =====  ==============================================================================
+``exp``        1      2^n times a polynomial on [-ln2/2, ln2/2] (Cephes), subnormal results included
+``expm1``      2      the same without the 1, so nothing cancels near 0; for x <= 88
+``log``        1      exponent and mantissa, polynomial on [sqrt(1/2), sqrt(2)] (Cephes)
+``log1p``      2      log(1 + x) plus the first-order term of what rounding 1 + x lost; for x >= 0
+``tanh``       6      odd rational function of degree 13/6 on [-7.905, 7.905] (Eigen)
+``erf``        7      odd rational function of degree 13/8 on [-4, 4] (Eigen)
+``sigmoid``    3      1 / (1 + exp(-x)); 0 below -88.72, where the exact value is subnormal
+=============  =====  ==============================================================================
+
+NaN in gives NaN out; infinities give the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from shave.backends.tvm.adapter import Expr, T, tirx
+
+
+class Bindings:
+    """Names values that a formula uses more than once, as ``let`` expressions around it.
+
+    TIR expressions are trees: a value used twice without a name would be computed twice, and its operands four times.
+    """
+
+    def __init__(self) -> None:
+        self._bound: list[tuple[Expr, Expr]] = []
+
+    def __call__(self, value: Expr) -> Expr:
+        """Give ``value`` a name and return the name."""
+        name = tirx.Var(f"t{len(self._bound)}", value.ty)
+        self._bound.append((name, value))
+        return name
+
+    def around(self, body: Expr) -> Expr:
+        """``body`` with every name bound, in the order they were given."""
+        for name, value in reversed(self._bound):
+            body = tirx.Let(name, value, body)
+        return body
+
+
+def lanes(x: Expr) -> int:
+    """Number of lanes of an expression."""
+    return int(x.ty.dtype.lanes)
+
+
+def splat(value: float, like: Expr) -> Expr:
+    """``value`` as a float32 constant with as many lanes as ``like``."""
+    return T.broadcast(T.float32(value), lanes(like)) if lanes(like) > 1 else T.float32(value)
+
+
+def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """Horner's rule, highest power first; the code generator contracts each step to one FMA."""
+    result = splat(coefficients[0], x)
+    for c in coefficients[1:]:
+        result = result * x + splat(c, x)
+    return result
+
+
+def maximum(bound: float, x: Expr) -> Expr:
+    """Larger of a constant and ``x``; NaN stays NaN (TIR's own ``max`` may return the constant)."""
+    return tirx.Select(x < splat(bound, x), splat(bound, x), x)
+
+
+def minimum(bound: float, x: Expr) -> Expr:
+    """Smaller of a constant and ``x``; NaN stays NaN."""
+    return tirx.Select(x > splat(bound, x), splat(bound, x), x)
+
+
+def _integer(value: int, like: Expr) -> Expr:
+    return T.broadcast(T.int32(value), lanes(like)) if lanes(like) > 1 else T.int32(value)
+
+
+def _dtype(base: str, like: Expr) -> str:
+    return f"{base}x{lanes(like)}" if lanes(like) > 1 else base
+
+
+def _power_of_two(exponent: Expr) -> Expr:
+    """2^exponent for int32 exponents in [-126, 127]."""
+    bits = (exponent + _integer(127, exponent)) << _integer(23, exponent)
+    return tirx.reinterpret(_dtype("float32", exponent), bits)
+
+
+def _reduced_exp(x: Expr, let: Bindings) -> tuple[Expr, Expr]:
+    """(q, n) with exp(x) = (1 + q) * 2^n, |q| < 0.42, for x in [-104, 89]; q is NaN where x is."""
+    bounded = tirx.Max(tirx.Min(x, splat(89.0, x)), splat(-104.0, x))
+    n = let(T.nearbyint(bounded * splat(1.44269504, x)))
+    # ln 2 in two parts: n * 0.693359375 is exact.
+    r = let(x - n * splat(0.693359375, x) + n * splat(2.12194440e-4, x))
+    tail = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    q = let(polynomial(r, tail) * (r * r) + r)
+    return q, let(tirx.Cast(_dtype("int32", x), n))
+
+
+def exp(x: Expr) -> Expr:
+    """e^x; infinity above 88.72, 0 below -103.97."""
+    let = Bindings()
+    x = let(x)
+    q, n = _reduced_exp(x, let)
+    # Two factors, since 2^n itself leaves float32 where the result is subnormal or close to the largest number.
+    half = let(n >> _integer(1, n))
+    value = (q + splat(1.0, x)) * _power_of_two(half) * _power_of_two(n - half)
+    return let.around(tirx.Select(x < splat(-104.0, x), splat(0.0, x), value))
+
+
+def expm1(x: Expr) -> Expr:
+    """e^x - 1 without cancellation near 0; for x <= 88."""
+    let = Bindings()
+    x = let(maximum(-30.0, x))
+    q, n = _reduced_exp(x, let)
+    scale = let(_power_of_two(n))
+    return let.around(scale * q + (scale - splat(1.0, x)))
+
+
+def log(x: Expr) -> Expr:
+    """Natural logarithm; -infinity at 0, NaN below."""
+    let = Bindings()
+    x = let(x)
+    smallest_normal = 1.17549435e-38
+    subnormal = x < splat(smallest_normal, x)
+    scaled = tirx.Select(subnormal, x * splat(8388608.0, x), x)
+    bits = let(tirx.reinterpret(_dtype("int32", x), scaled))
+    # Bias the bits so that the mantissa comes out in [sqrt(1/2), sqrt(2)).
+    shifted = let(bits - _integer(0x3F3504F3, x))
+    exponent = let(
+        tirx.Cast(_dtype("float32", x), shifted >> _integer(23, x))
+        - tirx.Select(subnormal, splat(23.0, x), splat(0.0, x))
+    )
+    mantissa_bits = (shifted & _integer(0x7FFFFF, x)) + _integer(0x3F3504F3, x)
+    m = let(tirx.reinterpret(_dtype("float32", x), mantissa_bits) - splat(1.0, x))
+    z = let(m * m)
+    coefficients = (
+        7.0376836292e-2,
+        -1.1514610310e-1,
+        1.1676998740e-1,
+        -1.2420140846e-1,
+        1.4249322787e-1,
+        -1.6668057665e-1,
+        2.0000714765e-1,
+        -2.4999993993e-1,
+        3.3333331174e-1,
+    )
+    y = polynomial(m, coefficients) * (m * z) + exponent * splat(-2.12194440e-4, x) - z * splat(0.5, x)
+    value = m + y + exponent * splat(0.693359375, x)
+    infinity = float("inf")
+    outside = tirx.Select(
+        x == splat(0.0, x), splat(-infinity, x), tirx.Select(x > splat(0.0, x), x, splat(float("nan"), x))
+    )
+    inside = tirx.And(x > splat(0.0, x), x < splat(infinity, x))
+    return let.around(tirx.Select(inside, value, outside))
+
+
+def log1p(x: Expr) -> Expr:
+    """log(1 + x) for x >= 0, accurate for small x."""
+    let = Bindings()
+    x = let(x)
+    w = let(x + splat(1.0, x))
+    lost = x - (w - splat(1.0, x))
+    return let.around(tirx.Select(w < splat(1e8, x), log(w) + lost / w, log(w)))
+
+
+def _odd_rational(x: Expr, bound: float, numerator: Sequence[float], denominator: Sequence[float]) -> Expr:
+    """Odd function x * P(x^2) / Q(x^2) with x clamped to [-bound, bound], where the function has reached +-1."""
+    let = Bindings()
+    x = let(minimum(bound, maximum(-bound, x)))
+    z = let(x * x)
+    # The quotient first: it is close to 1 near 0, where x times the numerator may be subnormal and lose its digits.
+    return let.around(x * (polynomial(z, numerator) / polynomial(z, denominator)))
+
+
+def tanh(x: Expr) -> Expr:
+    """Hyperbolic tangent."""
+    numerator = (
+        -2.76076847742355e-16,
+        2.00018790482477e-13,
+        -8.60467152213735e-11,
+        5.12229709037114e-08,
+        1.48572235717979e-05,
+        6.37261928875436e-04,
+        4.89352455891786e-03,
+    )
+    denominator = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+    return _odd_rational(x, 7.90531110763549805, numerator, denominator)
+
+
+def erf(x: Expr) -> Expr:
+    """Error function."""
+    numerator = (
+        -2.72614225801306e-10,
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
+    )
+    denominator = (
+        -1.45660718464996e-05,
+        -2.13374055278905e-04,
+        -1.68282697438203e-03,
+        -7.37332916720468e-03,
+        -1.42647390514189e-02,
+    )
+    return _odd_rational(x, 4.0, numerator, denominator)
+
+
+def sigmoid(x: Expr) -> Expr:
+    """Logistic function 1 / (1 + e^-x)."""
+    one = splat(1.0, x)
+    return one / (one + exp(splat(0.0, x) - x))
+
+
+FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {
+    "exp": exp,
+    "expm1": expm1,
+    "log": log,
+    "log1p": log1p,
+    "tanh": tanh,
+    "erf": erf,
+    "sigmoid": sigmoid,
+}
