@@ -7,6 +7,9 @@ from torch import fx
 ONNX = "onnx"
 """Key in ``node.meta["custom"]`` that holds the name of the ONNX node a node came from."""
 
+ONNX_OP = "onnx_op"
+"""Key in ``node.meta["custom"]`` that holds the ONNX operator a node came from."""
+
 
 def module_path(node: fx.Node) -> str:
     """Dotted path of the innermost module of the user's that made this node; empty at the top level."""
@@ -28,6 +31,11 @@ def module_type(node: fx.Node) -> str:
 def onnx_name(node: fx.Node) -> str:
     """Name of the ONNX node this node came from; empty if none."""
     return str(node.meta.get("custom", {}).get(ONNX, ""))
+
+
+def onnx_op(node: fx.Node) -> str:
+    """The ONNX operator this node came from (``Conv``); empty if none."""
+    return str(node.meta.get("custom", {}).get(ONNX_OP, ""))
 
 
 def names_of(node: fx.Node) -> list[str]:
