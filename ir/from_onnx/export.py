@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import torch
 from torch import nn
+from torch.fx.traceback import preserve_node_meta
 
-from shave.ir.from_onnx import logic, math, neural, reduction, symbolic, tensor  # noqa: F401  (they fill the table)
-from shave.ir.from_onnx.graph import Graph, Model, Node, parse_model
-from shave.ir.from_onnx.interpreter import Scope
-from shave.ir.from_onnx.values import as_tensor, to_torch, weights
+from shave.ir.errors import ReadError
+from shave.ir.from_onnx.dimensions import InputShapes, specialized, symbol_names
+from shave.ir.from_onnx.dimensions import input_shapes as resolve_shapes
+from shave.ir.from_onnx.graph import Graph, Model, Node, TensorSpec
+from shave.ir.from_onnx.interpreter import ONNX_OP, Scope, one_line
+from shave.ir.from_onnx.loader import prepare
+from shave.ir.from_onnx.values import as_tensor, to_torch, torch_dtype, weights
+from shave.ir.names import ONNX
 
 
 class Interpreter(nn.Module):
@@ -77,14 +83,96 @@ class Interpreter(nn.Module):
 def export_onnx(
     model: onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int | str]] | None = None
 ) -> torch.export.ExportedProgram:
-    """Trace a model."""
-    parsed = parse_model(model)
-    module = Interpreter(parsed).eval()
-    from shave.ir.from_onnx.values import torch_dtype
+    """Trace a model whose external data is loaded.
 
-    args = tuple(torch.zeros(spec.shape, dtype=torch_dtype(spec.dtype)) for spec in parsed.graph.inputs)
-    with torch.fx.traceback.preserve_node_meta():
-        return torch.export.export(module, args, strict=False)
+    Args:
+        model: Any opset from 7 on; earlier ones as far as their operators mean the same.
+        input_shapes: Shapes of inputs, for those that shall differ from what the model declares; a string names a
+            dynamic dimension.
+
+    Returns:
+        A program whose weights carry the names of the initializers, and whose nodes carry the name and the operator
+        of the ONNX node they come from in ``meta["custom"]``.
+
+    Raises:
+        ReadError: the model is malformed, uses unknown operators, or cannot be traced; names the node.
+    """
+    return trace(prepare(model), input_shapes or {})[0]
+
+
+def trace(
+    model: Model, given_shapes: Mapping[str, Sequence[int | str]]
+) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """Trace a prepared model; also gives the names of its dynamic dimensions by their symbols.
+
+    A dimension that the model itself ties to one size (by a constant in a Reshape, say) is fixed, with a warning.
+    """
+    shapes = resolve_shapes(model.graph.inputs, given_shapes)
+    types = [_input_type(spec) for spec in model.graph.inputs]
+    module = Interpreter(model).eval()
+    failure: ReadError | None = None
+    for attempt, dims in _attempts(shapes):
+        try:
+            exported = _export(module, attempt, dims, types)
+        except ReadError as error:
+            # The first attempt is what the file asks for, so its failure is the one to tell.
+            failure = failure or error
+            continue
+        fixed = {name: 1 for name in shapes.examples.keys() - attempt.examples.keys()} | specialized(exported, attempt)
+        if fixed:
+            listed = ", ".join(f"{name} = {size}" for name, size in sorted(fixed.items()))
+            warnings.warn(f"the model works for one size of dynamic dimensions only; fixed: {listed}", stacklevel=3)
+        return exported, symbol_names(exported, attempt)
+    assert failure is not None
+    raise failure
+
+
+def _attempts(shapes: InputShapes) -> Iterator[tuple[InputShapes, dict[str, object]]]:
+    """Ways to look at the dynamic dimensions, from what the file says to what may still work."""
+    names = list(shapes.examples)
+    # Any size: the graph must hold for all.
+    yield shapes, {name: torch.export.Dim(f"d{i}") for i, name in enumerate(names)}
+    if not names:
+        return
+    # Any size for which the graph's own conditions hold (a multiple of two, at least seven).
+    yield shapes, {name: torch.export.Dim.AUTO for name in names}
+    # The size that such a model was most likely exported with, for one or for all.
+    for fixed in [[name] for name in names] + ([names] if len(names) > 1 else []):
+        yield shapes.fixed(fixed, 1), {name: torch.export.Dim.AUTO for name in names if name not in fixed}
+
+
+def _export(
+    module: Interpreter, shapes: InputShapes, dims: Mapping[str, object], types: Sequence[torch.dtype]
+) -> torch.export.ExportedProgram:
+    args = tuple(torch.zeros(shapes.sizes(index), dtype=dtype) for index, dtype in enumerate(types))
+    try:
+        with preserve_node_meta():
+            exported = torch.export.export(module, args, dynamic_shapes=(shapes.dims(dims),), strict=False)
+    except ReadError:
+        raise
+    except Exception as error:  # torch.export raises errors of many kinds
+        raise ReadError(f"the model cannot be traced: {one_line(error)}") from error
+    for graph_module in exported.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                _keep_own_meta(node)
+    return exported
+
+
+def _keep_own_meta(node: torch.fx.Node) -> None:
+    """Keep what the interpreter noted about a node; the tracer's notes and the interpreter's stack say nothing."""
+    custom = node.meta.pop("custom", None) or {}
+    noted = {key: value for key, value in custom.items() if key in (ONNX, ONNX_OP)}
+    if noted:
+        node.meta["custom"] = noted
+    node.meta.pop("stack_trace", None)
+
+
+def _input_type(spec: TensorSpec) -> torch.dtype:
+    try:
+        return torch_dtype(spec.dtype)
+    except ValueError as error:
+        raise ReadError(f"input '{spec.name}': {error}") from error
 
 
 def _names_read(nodes: Sequence[Node]) -> set[str]:

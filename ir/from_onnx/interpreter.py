@@ -10,7 +10,7 @@ from torch.fx.traceback import annotate
 
 from shave.ir.errors import ReadError
 from shave.ir.from_onnx.graph import Attribute, Function, FunctionKey, Graph, Node
-from shave.ir.from_onnx.registry import OnnxNode, Op, find_op, find_symbolic_op
+from shave.ir.from_onnx.registry import OnnxNode, Op, as_results, find_op, find_symbolic_op
 from shave.ir.from_onnx.schema import schema_function
 from shave.ir.from_onnx.values import Value, concrete, is_host, is_symbolic, to_numpy
 from shave.ir.names import ONNX
@@ -105,7 +105,7 @@ class Scope:
         except ReadError:
             raise
         except Exception as error:
-            raise ReadError(f"node '{name}' ({node.op_type}): {_one_line(error)}") from error
+            raise ReadError(f"node '{name}' ({node.op_type}): {one_line(error)}") from error
         if len(results) < len([output for output in node.outputs if output]):
             raise ReadError(
                 f"node '{name}' ({node.op_type}) has {len(node.outputs)} outputs, only {len(results)} exist"
@@ -119,6 +119,10 @@ class Scope:
         op = find_op(node.domain, node.op_type, node.opset)
         if op is not None:
             return _apply(op, node, inputs)
+        return self.run_body(node, inputs)
+
+    def run_body(self, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
+        """Run the operators by which ONNX defines the one of a node."""
         body = schema_function(node.spec, node.opset, inputs)
         if body is None:
             raise ReadError(f"node '{node.name}': operator {node.op_type} of version {node.opset} is not supported")
@@ -142,17 +146,16 @@ class Scope:
 
 
 def _apply(op: Op, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
-    on_host = not op.opaque and all(is_host(value) for value in inputs)
-    if on_host and any(is_symbolic(value) for value in inputs):
-        symbolic = find_symbolic_op(node.domain, node.op_type)
-        if symbolic is not None:
-            return [symbolic(node, *inputs)]
-    elif on_host:
+    if op.opaque or not all(is_host(value) for value in inputs):
+        return op(node, inputs)
+    if not any(is_symbolic(value) for value in inputs):
         with concrete():
             return [to_numpy(value) if isinstance(value, torch.Tensor) else value for value in op(node, inputs)]
-    return op(node, inputs)
+    symbolic = find_symbolic_op(node, inputs)
+    return as_results(symbolic(node, *inputs)) if symbolic is not None else op(node, inputs)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message; torch's go on for pages."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shave.ir.from_onnx.graph import AttributeRef, Graph, Node
-from shave.ir.from_onnx.values import Value, as_tensor
+from shave.ir.from_onnx.values import Value, as_tensor, is_symbolic
 
 if TYPE_CHECKING:
     from shave.ir.from_onnx.interpreter import Scope
@@ -55,8 +56,7 @@ class Op:
                 raise ValueError(f"has {len(inputs)} inputs, at most {count} are allowed")
             wanted = self.wants_tensor[min(index, count - 1)]
             arguments.append(as_tensor(value) if wanted and value is not None else value)
-        result = self.function(node, *arguments)
-        return list(result) if isinstance(result, (tuple, list)) else [result]
+        return as_results(self.function(node, *arguments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,16 @@ class OnnxNode:
         """Run a subgraph of this node on values for its inputs; the names around the node are visible to it."""
         return self.scope.run_subgraph(graph, inputs, self.name)
 
+    def run_body(self, inputs: Sequence[Value | None]) -> list[Value]:
+        """Run the operators by which ONNX defines this one."""
+        return self.scope.run_body(self, inputs)
+
 
 _OPS: dict[tuple[str, str], list[Op]] = {}
-_SYMBOLIC: dict[str, OpFunction] = {}
+_SYMBOLIC: dict[str, tuple[OpFunction, bool]] = {}
+
+# Shapes are short; a longer host value beside a symbol is data, which is better traced.
+_LONGEST_SHAPE = 64
 
 
 def onnx_op(*names: str, since: int = 1, domain: str = "", opaque: bool = False) -> Callable[[_F], _F]:
@@ -134,14 +141,17 @@ def onnx_op(*names: str, since: int = 1, domain: str = "", opaque: bool = False)
     return register
 
 
-def symbolic_op(*names: str) -> Callable[[_F], _F]:
-    """Register NumPy arithmetic for an operator whose inputs are all host values, some of them symbolic."""
+def symbolic_op(*names: str, first_only: bool = False) -> Callable[[_F], _F]:
+    """Register NumPy arithmetic for an operator whose inputs are all host values, some of them symbolic.
+
+    ``first_only``: it applies if the first input is symbolic and no other is.
+    """
 
     def register(function: _F) -> _F:
         for name in names:
             if name in _SYMBOLIC:
                 raise ValueError(f"symbolic operator {name} is registered twice")
-            _SYMBOLIC[name] = function
+            _SYMBOLIC[name] = (function, first_only)
         return function
 
     return register
@@ -152,9 +162,22 @@ def find_op(domain: str, op_type: str, opset: int) -> Op | None:
     return next((row for row in _OPS.get((domain, op_type), ()) if row.since <= opset), None)
 
 
-def find_symbolic_op(domain: str, op_type: str) -> OpFunction | None:
-    """The arithmetic on symbolic host values for an operator, if it takes part in shape arithmetic."""
-    return _SYMBOLIC.get(op_type) if not domain else None
+def find_symbolic_op(node: OnnxNode, inputs: Sequence[Value | None]) -> OpFunction | None:
+    """The shape arithmetic for a node whose inputs are all host values, if it is that: some input is symbolic."""
+    symbolic = [is_symbolic(value) for value in inputs]
+    if node.domain or not any(symbolic) or node.op_type not in _SYMBOLIC:
+        return None
+    function, first_only = _SYMBOLIC[node.op_type]
+    if first_only and (not symbolic[0] or any(symbolic[1:])):
+        return None
+    if any(isinstance(value, np.ndarray) and value.size > _LONGEST_SHAPE for value in inputs):
+        return None
+    return function
+
+
+def as_results(result: Value | Sequence[Value]) -> list[Value]:
+    """What an operator function gave, one value or several, as a list."""
+    return list(result) if isinstance(result, (tuple, list)) else [result]  # type: ignore[list-item]
 
 
 def _wishes(function: OpFunction) -> tuple[tuple[bool, ...], bool]:

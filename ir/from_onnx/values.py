@@ -18,8 +18,8 @@ import onnx
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-Value: TypeAlias = "torch.Tensor | np.ndarray"
-Int: TypeAlias = "int | torch.SymInt"
+Value: TypeAlias = torch.Tensor | np.ndarray
+Int: TypeAlias = int | torch.SymInt
 
 # How the weights of the module being traced are found: an array that is one of them gives its parameter or buffer.
 _weight_of: ContextVar[Callable[[np.ndarray], torch.Tensor | None] | None] = ContextVar("weight_of", default=None)
@@ -65,6 +65,7 @@ _TORCH_DTYPES = {
     onnx.TensorProto.FLOAT8E5M2: torch.float8_e5m2,
     onnx.TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
     onnx.TensorProto.FLOAT8E8M0: torch.float8_e8m0fnu,
+    onnx.TensorProto.FLOAT4E2M1: torch.float32,
     onnx.TensorProto.INT4: torch.int8,
     onnx.TensorProto.UINT4: torch.uint8,
     onnx.TensorProto.INT2: torch.int8,
@@ -79,7 +80,7 @@ def torch_dtype(onnx_dtype: int) -> torch.dtype:
     """The torch type that holds values of an ONNX element type (int4 in int8, and so on).
 
     Raises:
-        ValueError: torch has no type for it (strings, 4-bit floats).
+        ValueError: torch has no type for it (strings).
     """
     if onnx_dtype not in _TORCH_DTYPES:
         raise ValueError(f"element type {onnx.TensorProto.DataType.Name(onnx_dtype)} is not supported")  # type: ignore[arg-type]

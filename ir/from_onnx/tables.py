@@ -1,0 +1,26 @@
+"""Importing this fills the table of operators: one module for each family."""
+
+from shave.ir.from_onnx import (  # noqa: F401
+    activation,
+    attention,
+    cast,
+    control_flow,
+    convolution,
+    detection,
+    gather,
+    logic,
+    loss,
+    math,
+    normalization,
+    pooling,
+    quantized,
+    random,
+    recurrent,
+    reduction,
+    resize,
+    signal,
+    symbolic,
+    tensor,
+    text,
+    vision,
+)
