@@ -7,4 +7,4 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("ir", "passes", "backends")
 found = find_packages(include=[pattern for folder in FOLDERS for pattern in (folder, f"{folder}.*")])
-setup(packages=["shave", *(f"shave.{package}" for package in found)])
+setup(packages=["shave", *(f"shave.{package}" for package in [*find_packages("api"), *found])])
