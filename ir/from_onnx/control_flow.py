@@ -14,12 +14,23 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+from shave.ir.errors import ReadError
 from shave.ir.from_onnx.graph import Graph
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_tensor, torch_dtype, weights
 
 # A longer unrolled program could be neither traced nor compiled in reasonable time.
 _LONGEST_LOOP = 10_000
+
+
+class UnrollError(ReadError):
+    """A dimension that a node is unrolled over is dynamic: no size that shave might pick would be the right one."""
+
+    def __init__(self, node: OnnxNode, what: str, size: object) -> None:
+        super().__init__(
+            f"node '{node.name}' ({node.op_type}) is unrolled, but its {what} is the dynamic dimension {size}; "
+            "give the model's input a fixed size there"
+        )
 
 
 @onnx_op("If", since=7, opaque=True)
@@ -35,7 +46,7 @@ def if_(node: OnnxNode, condition: Value) -> list[Value]:
 def loop(node: OnnxNode, trip_count: Value | None, condition: Value | None, *initial: Value) -> list[Value]:
     """The body, once for each iteration; carried values that are known while reading stay known."""
     body: Graph = node.attr("body")
-    trips = _known_trips(trip_count)
+    trips = _known_trips(node, trip_count)
     alive = condition is None or _known_condition(condition)
     carried = list(initial)
     rows: list[list[Value]] = []
@@ -65,7 +76,7 @@ def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
         raise ValueError(f"the scanned inputs have different lengths: {sorted(map(str, lengths))}")
     (length,) = lengths
     if not isinstance(length, int):
-        raise ValueError(f"scans over a dynamic dimension ({length}); give the model's input a fixed length there")
+        raise UnrollError(node, "length", length)
     if length > _LONGEST_LOOP:
         raise ValueError(f"runs more than {_LONGEST_LOOP} times, too long to be unrolled")
     rows = []
@@ -89,14 +100,14 @@ def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
     return [*carried, *collected]
 
 
-def _known_trips(trip_count: Value | None) -> int | None:
+def _known_trips(node: OnnxNode, trip_count: Value | None) -> int | None:
     if trip_count is None:
         return None
     if isinstance(trip_count, Tensor):
         raise ValueError("the trip count is computed from the model's inputs, only a constant one can be unrolled")
     trips = trip_count.reshape(-1)[0]
     if isinstance(trips, torch.SymInt):
-        raise ValueError(f"the trip count is a dynamic dimension ({trips}); give the model's input a fixed size there")
+        raise UnrollError(node, "trip count", trips)
     return int(trips)
 
 
@@ -133,30 +144,53 @@ def _cond(node: OnnxNode, condition: Tensor, *branches: Graph) -> tuple[Tensor, 
     Its branches may use no tensor but their arguments. So both are run twice: the first time, outside of the trace,
     tells which weights and constants they ask for; these and the tensors of the graphs around become arguments.
     """
-    captured = {
-        name: value
-        for branch in branches
-        for name in _outer_names(branch)
-        if isinstance(value := node.scope.lookup(name), Tensor)
-    }
-    constants: list[list[Tensor]] = [[], []]
-    for branch, asked in zip(branches, constants, strict=True):
-        with disable_proxy_modes_tracing(), weights(_recorder(asked)):
-            _run_branch(node, branch, captured)
-    operands = (*captured.values(), *constants[0], *constants[1])
+    operands = _Operands()
+    outer_names = {name for branch in branches for name in _outer_names(branch)}
+    captured = {name: node.scope.lookup(name) for name in sorted(outer_names)}
+    outer = {name: operands.position(value) for name, value in captured.items() if isinstance(value, Tensor)}
+    asked: list[list[int]] = []
+    for branch in branches:
+        with disable_proxy_modes_tracing(), weights(operands.recorder(noted := [])):
+            _run_branch(node, branch, {name: operands.tensors[position] for name, position in outer.items()})
+        asked.append(noted)
 
-    def runner(which: int) -> Callable[..., tuple[Tensor, ...]]:
+    def runner(branch: Graph, positions: list[int]) -> Callable[..., tuple[Tensor, ...]]:
         def run(*arguments: Tensor) -> tuple[Tensor, ...]:
-            outer = dict(zip(captured, arguments, strict=False))
-            own = iter(arguments[len(captured) + which * len(constants[0]) :])
-            with weights(lambda array: next(own)):
-                results = _run_branch(node, branches[which], outer)
+            answers = iter(positions)
+            with weights(lambda array: arguments[next(answers)]):
+                results = _run_branch(node, branch, {name: arguments[position] for name, position in outer.items()})
             return tuple(_own(result, arguments) for result in results)
 
         return run
 
-    results: tuple[Tensor, ...] = torch.ops.higher_order.cond(condition.reshape(()), runner(0), runner(1), operands)
+    runners = [runner(branch, positions) for branch, positions in zip(branches, asked, strict=True)]
+    results: tuple[Tensor, ...] = torch.ops.higher_order.cond(condition.reshape(()), *runners, tuple(operands.tensors))
     return results
+
+
+class _Operands:
+    """The arguments of a ``torch.cond``, each tensor once."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def position(self, tensor: Tensor) -> int:
+        """Where the tensor stands among the arguments, from now on."""
+        for position, known in enumerate(self.tensors):
+            if known is tensor:
+                return position
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def recorder(self, noted: list[int]) -> Callable[[np.ndarray], Tensor]:
+        """Answers what `as_tensor` asks as it is answered outside of the branch, and notes the arguments' positions."""
+        around = copy_context()
+
+        def find(array: np.ndarray) -> Tensor:
+            noted.append(self.position(around.run(as_tensor, array)))
+            return self.tensors[noted[-1]]
+
+        return find
 
 
 def _outer_names(graph: Graph) -> Iterator[str]:
@@ -172,17 +206,6 @@ def _outer_names(graph: Graph) -> Iterator[str]:
 def _run_branch(node: OnnxNode, branch: Graph, captured: dict[str, Tensor]) -> list[Tensor]:
     scope = dataclasses.replace(node.scope, values=dict(captured), parent=node.scope)
     return [as_tensor(value) for value in scope.run_subgraph(branch, [], node.name)]
-
-
-def _recorder(asked: list[Tensor]) -> Callable[[np.ndarray], Tensor]:
-    """What `as_tensor` asks while a branch runs is answered as around it, and noted."""
-    around = copy_context()
-
-    def find(array: np.ndarray) -> Tensor:
-        asked.append(around.run(as_tensor, array))
-        return asked[-1]
-
-    return find
 
 
 def _own(result: Tensor, arguments: Sequence[Tensor]) -> Tensor:

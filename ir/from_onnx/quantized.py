@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 from shave.ir.dtypes import dtype_name
-from shave.ir.from_onnx.neural import conv
+from shave.ir.from_onnx.convolution import convolve
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_tensor, is_host, torch_dtype
 
@@ -97,10 +97,10 @@ def qlinear_conv(
             x_scale * w_scale if is_host(x_scale) and is_host(w_scale) else as_tensor(x_scale) * as_tensor(w_scale)
         )
         real_bias = _dequantize(bias, bias_scale, None, 0, 0)
-    real = conv(
+    real = convolve(
         node, _dequantize(x, x_scale, x_zero_point, 1, 0), _dequantize(w, w_scale, w_zero_point, 0, 0), real_bias
     )
-    return _quantize(as_tensor(real), y_scale, y_zero_point, _kind(y_zero_point), 1, 0)
+    return _quantize(real, y_scale, y_zero_point, _kind(y_zero_point), 1, 0)
 
 
 @onnx_op("QLinearMatMul", since=10)
@@ -128,8 +128,7 @@ def conv_integer(
     node: OnnxNode, x: Value, w: Value, x_zero_point: Value | None = None, w_zero_point: Value | None = None
 ) -> Tensor:
     """Convolution of 8-bit integers into int32; padding is the zero point, hence zero after centring."""
-    y: Tensor = conv(node, _centred(x, x_zero_point, 0), _centred(w, w_zero_point, 0), None)
-    return y
+    return convolve(node, _centred(x, x_zero_point, 0), _centred(w, w_zero_point, 0), None)
 
 
 @onnx_op("MatMulInteger", since=10)
@@ -154,14 +153,14 @@ def _quantize(x: Tensor, scale: Value, zero_point: Value | None, kind: str, axis
     dtype, low, high = _INTEGERS[kind]
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(torch.float32)
-    if _is_scalar(scale) and not block:
-        if is_host(scale) and (zero_point is None or is_host(zero_point)):
+    # Torch's ops multiply by the reciprocal, which within rounding of a tie can end one step off. That is how static
+    # quantization works in torch; a scale computed at run time is divided by, as ONNX says.
+    if is_host(scale) and is_host(zero_point) and not block:
+        if _is_scalar(scale):
             return cast(Tensor, _Q.quantize_per_tensor(x, *_numbers(scale, zero_point), low, high, dtype))
-        scales, zeros = _parameters(scale, zero_point)
-        return cast(Tensor, _Q.quantize_per_tensor.tensor(x, scales, zeros, low, high, dtype))
-    if len(scale.shape) == 1 and not block:
-        scales, zeros = _parameters(scale, zero_point)
-        return cast(Tensor, _Q.quantize_per_channel(x, scales, zeros, axis % x.ndim, low, high, dtype))
+        if len(scale.shape) == 1:
+            scales, zeros = _parameters(scale, zero_point)
+            return cast(Tensor, _Q.quantize_per_channel(x, scales, zeros, axis % x.ndim, low, high, dtype))
     scales, zeros = (_spread(values, x, axis, block) for values in _parameters(scale, zero_point))
     return torch.clamp(torch.round(x / scales) + zeros, low, high).to(dtype)
 
@@ -172,7 +171,7 @@ def _dequantize(x: Value, scale: Value, zero_point: Value | None, axis: int, blo
         return q.to(torch.float32) * _spread(as_tensor(scale).to(torch.float32), q, axis, block)
     dtype, low, high = _INTEGERS[kind]
     if _is_scalar(scale) and not block:
-        if is_host(scale) and (zero_point is None or is_host(zero_point)):
+        if is_host(scale) and is_host(zero_point):
             return cast(Tensor, _Q.dequantize_per_tensor(q, *_numbers(scale, zero_point), low, high, dtype))
         scales, zeros = _parameters(scale, zero_point)
         return cast(Tensor, _Q.dequantize_per_tensor.tensor(q, scales, zeros, low, high, dtype))
@@ -201,11 +200,13 @@ def _parameters(scale: Value, zero_point: Value | None) -> tuple[Tensor, Tensor]
 
 def _spread(values: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
     """Scales or zero points, repeated or reshaped so that they broadcast against ``x``."""
+    if values.numel() == 1 and not block:
+        return values.reshape(())
     if block:
         axis %= x.ndim
         repeated = values.unsqueeze(axis + 1).expand(*values.shape[: axis + 1], block, *values.shape[axis + 1 :])
         return repeated.flatten(axis, axis + 1).narrow(axis, 0, x.shape[axis])
-    if values.ndim == 1 and values.shape[0] != 1:
+    if values.ndim == 1:
         shape = [1] * x.ndim
         shape[axis] = values.shape[0]
         return values.reshape(shape)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shave.ir.from_onnx.control_flow import UnrollError
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_ints, as_tensor, is_host
 
@@ -183,10 +184,7 @@ class _Layer:
         if sides is None or len(sides) != w.shape[0]:
             raise ValueError(f"direction {direction!r} does not fit {w.shape[0]} sets of weights")
         if not isinstance(self.x.shape[0], int):
-            raise ValueError(
-                f"the sequence length is dynamic ({self.x.shape[0]}), a recurrent layer is compiled for one length; "
-                "give the model's input a fixed sequence length"
-            )
+            raise UnrollError(node, "sequence length", self.x.shape[0])
         self.steps = self.x.shape[0]
         self.clip = node.attr("clip", None)
         self.names, functions = _activations(node, default_activations, len(sides), self.clip)
@@ -304,7 +302,7 @@ def _activations(
     if len(names) != len(default) * sides:
         raise ValueError(f"has {len(names)} activations instead of {len(default) * sides}")
     functions: list[Activation] = []
-    for name in names:
+    for index, name in enumerate(names):
         if name not in _ACTIVATIONS:
             raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(_ACTIVATIONS))}")
         function, alpha, beta = _ACTIVATIONS[name]
@@ -313,7 +311,9 @@ def _activations(
             for given_values, standard in ((alphas, alpha), (betas, beta))
             if standard is not None
         ]
-        functions.append(_clipped(function, parameters, clip))
+        # Gates are clipped; the third function, of an LSTM's cell state, is left alone, as in ONNX Runtime.
+        of_gate = index % len(default) < 2
+        functions.append(_clipped(function, parameters, clip if of_gate else None))
     per_side = len(default)
     return (
         [tuple(names[k : k + per_side]) for k in range(0, len(names), per_side)],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
-from shave.ir.from_onnx.values import Value, as_float, as_int
+from shave.ir.from_onnx.values import Value, as_number, as_int
 
 _LONGEST_MATRIX = 4096
 
@@ -66,7 +66,7 @@ def mel_weight_matrix(
 ) -> Value:
     """Triangular filters, evenly spaced in mel, as a matrix (spectrum bins, mel bins)."""
     bins, length, rate = (_static(as_int(v), "size") for v in (num_mel_bins, dft_length, sample_rate))
-    low, high = (2595 * np.log10(1 + as_float(edge) / 700) for edge in (lower_edge, upper_edge))
+    low, high = (2595 * np.log10(1 + as_number(edge) / 700) for edge in (lower_edge, upper_edge))
     # The step is that of the operator's definition: the upper edge itself is not reached.
     mel = low + np.arange(bins + 2) * (high - low) / (bins + 2)
     edges = ((length + 1) * 700 * (10 ** (mel / 2595) - 1) // rate).astype(np.int64)
