@@ -144,7 +144,7 @@ def _described(architecture: Any) -> Target | None:
     """Turn archspec's description into a target; None if it is of another family or no code can be made for it."""
     kind = _KINDS.get(str(architecture.family))
     cpu = _llvm_name(architecture)
-    if kind is None or cpu is None or architecture.vendor == "Apple" and host.system() != "darwin":
+    if kind is None or cpu is None or (architecture.vendor == "Apple" and host.system() != "darwin"):
         return None
     lineage = [architecture.name, *(ancestor.name for ancestor in architecture.ancestors)]
     caches = next(_CACHES[name] for name in lineage if name in _CACHES)
@@ -168,9 +168,7 @@ def _llvm_name(architecture: Any) -> str | None:
     return name if name.startswith("neoverse") else "generic" if name == "aarch64" else None
 
 
-def _target(
-    name: str, kind: Kind, cpu: str, features: frozenset[str], caches: _Caches, triple: str = ""
-) -> Target:
+def _target(name: str, kind: Kind, cpu: str, features: frozenset[str], caches: _Caches, triple: str = "") -> Target:
     """Derive the widths from the features."""
     machine = "x86_64" if kind == "x86" else "aarch64"
     return Target(

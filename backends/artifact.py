@@ -1,0 +1,173 @@
+"""The artifact file: making one, and opening one without trusting it.
+
+A ``.shave`` file is a zip (:mod:`shave.backends.container`) of three members: ``manifest.json``, ``library.so`` and
+``weights.safetensors``. The comment at its end holds the digest of the manifest, the manifest holds the digests of the
+other two, and every remaining byte follows from these: so each byte of a file is checked before any code of it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shave.backends import weights as tensors
+from shave.backends.container import Member, atomic_write, layout, write
+from shave.backends.manifest import Manifest, Platform, made_with
+from shave.backends.target import Target
+from shave.ir.errors import ArtifactError
+from shave.ir.signature import Signature
+
+MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "library.so", "weights.safetensors"
+
+_MANIFEST_LIMIT = 1 << 26
+_COMMENT = b"shave manifest sha256:"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An artifact file that was checked byte by byte.
+
+    Attributes:
+        manifest: What it is.
+        library: The shared library.
+        weights: The weights in the order in which the library takes them, views of ``file``.
+        file: The whole file. Mapped copy-on-write: nothing done in memory reaches the disk.
+    """
+
+    manifest: Manifest
+    library: memoryview
+    weights: tuple[tensors.Array, ...]
+    file: memoryview
+
+    def save(self, path: Path) -> None:
+        """Write the same bytes to another file, whole or not at all.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
+        with atomic_write(path) as stream:
+            stream.write(self.file)
+
+
+def pack(
+    stream: BinaryIO,
+    *,
+    library: bytes,
+    weights: Sequence[tuple[str, tensors.Array]],
+    signature: Signature,
+    target: Target,
+    report: Sequence[Any] = (),
+    figures: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an artifact: equal input gives equal bytes.
+
+    Args:
+        stream: Where to write.
+        library: The shared library that TVM exported.
+        weights: Name and content of each weight, in the order in which the library takes them.
+        signature: Inputs and outputs.
+        target: What the library was compiled for.
+        report: One JSON object per pass that was applied.
+        figures: Costs and measurements to record, as JSON data.
+
+    Raises:
+        UnsupportedError: A weight has a dtype without a place in the format.
+    """
+    members = (Member.of(LIBRARY, [library]), Member.of(WEIGHTS, tensors.encode(weights)))
+    manifest = Manifest(
+        signature=signature,
+        platform=Platform.of(target),
+        weights=tuple(name for name, _ in weights),
+        members=members,
+        report=report,
+        figures=figures or {},
+        versions={name: number for name, number in made_with().items() if number is not None},
+    ).encode()
+    first = Member.of(MANIFEST, [manifest])
+    contents = [(first, [manifest]), (members[0], [library]), (members[1], tensors.encode(weights))]
+    write(stream, contents, _COMMENT + first.sha256.encode())
+
+
+def open_artifact(path: Path) -> Contents:
+    """Open a file and check all of it. No code of the file runs, and it may be for another machine.
+
+    The weights stay on disk until they are used: the file must not be cut short while it is open.
+
+    Raises:
+        ArtifactError: Names the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"cannot read {path}: {'it is not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as stream:
+            return read_artifact(stream)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"cannot load {path}: {error}") from error
+
+
+def read_artifact(stream: BinaryIO) -> Contents:
+    """Check and map an open file; see :func:`open_artifact`."""
+    manifest_size = _check_members(stream)
+    file = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
+    start = layout([Member(MANIFEST, 0, 0, "")], b"").starts[0]
+    content = bytes(file[start : start + manifest_size])
+    first = Member.of(MANIFEST, [content])
+    comment = _COMMENT + first.sha256.encode()
+    if file[-len(comment) :] != comment:
+        raise ArtifactError("it is damaged: the digest of manifest.json does not fit")
+    manifest = Manifest.decode(content)
+
+    members = (first, *manifest.members)
+    if tuple(member.name for member in members) != (MANIFEST, LIBRARY, WEIGHTS):
+        raise ArtifactError("its manifest does not describe its members")
+    plan = layout(members, comment)
+    if plan.size != len(file):
+        raise ArtifactError(f"it is damaged: it has {len(file)} bytes instead of {plan.size}")
+    for offset, frame in plan.framing:
+        if file[offset : offset + len(frame)] != frame:
+            raise ArtifactError(f"it is damaged: the zip framing at byte {offset} is not what it must be")
+    _, library, weights = (
+        file[start : start + member.size] for start, member in zip(plan.starts, members, strict=True)
+    )
+    for member, data in zip(manifest.members, (library, weights), strict=True):
+        if hashlib.sha256(data).hexdigest() != member.sha256:
+            raise ArtifactError(f"it is damaged: the digest of {member.name} does not fit")
+
+    stored = tensors.decode(weights)
+    if sorted(stored) != sorted(manifest.weights):
+        raise ArtifactError("its manifest does not describe its weights")
+    return Contents(manifest, library, tuple(stored[name] for name in manifest.weights), file)
+
+
+def _check_members(stream: BinaryIO) -> int:
+    """Refuse a file whose directory is not that of an artifact, and give the size of its manifest.
+
+    The strict check of every byte comes later; this one says in plain words what is odd about a foreign file.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            sizes = [(info.filename, info.file_size) for info in archive.infolist()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
+        raise ArtifactError(f"it is not an artifact, or it is cut off ({error})") from error
+    names = [name for name, _ in sizes]
+    for name in names:
+        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
+            raise ArtifactError(f"it is refused: member {name!r} points out of the file")
+    if extra := sorted(set(names) - {MANIFEST, LIBRARY, WEIGHTS}):
+        raise ArtifactError(f"it is not an artifact: {extra[0]!r} is no member of one")
+    for name in (MANIFEST, LIBRARY, WEIGHTS):
+        if names.count(name) != 1:
+            raise ArtifactError(f"it is not an artifact: {names.count(name)} of its members are named {name}, not 1")
+    size = dict(sizes)[MANIFEST]
+    if size > _MANIFEST_LIMIT:
+        raise ArtifactError(f"it is refused: a manifest of {size} bytes is absurd")
+    return size

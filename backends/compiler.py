@@ -1,0 +1,125 @@
+"""The compile driver: model or program in, artifact out."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shave.backends.artifact import pack, read_artifact
+from shave.backends.runtime import Artifact
+from shave.backends.target import Target
+from shave.backends.targets import resolve
+from shave.ir.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from shave.ir.program import Program
+    from shave.passes.base import Pass, Progress
+
+
+def compile(
+    program: Program | str | Path,
+    target: str | Target = "cpu",
+    *,
+    passes: str | Pass | Iterable[str | Pass] | None = "exact",
+    threads: int | None = None,
+    calibration: Iterable[Any] | None = None,
+    figures: dict[str, Any] | None = None,
+) -> Artifact:
+    """Rewrite a program, generate code for it, and make it an artifact that can be called and saved.
+
+    Lowering happens in this process, since it needs the weights; code is generated in a worker process, which survives
+    neither LLVM's fatal errors nor TVM's crashes, while this process does. The worker starts first and imports TVM
+    while the passes run, so that on two cores it costs next to nothing.
+
+    Args:
+        program: A program, or the path of an ``.onnx`` or ``.pt2`` file.
+        target: What to compile for; see :func:`shave.backends.targets.resolve`.
+        passes: What to run first, as :class:`shave.passes.manager.PassManager` takes it; None for nothing.
+        threads: Threads for one call of the artifact; see :func:`shave.backends.runtime.default_threads`.
+        calibration: Input tuples for passes that need data.
+        figures: Costs and measurements to record in the manifest, as JSON data.
+
+    Returns:
+        The artifact. For a target that is not this machine it can be saved, not called.
+
+    Raises:
+        TargetError: No target has that name.
+        ReadError: The file cannot be read.
+        PipelineError: The passes do not fit.
+        UnsupportedError: The program holds something that cannot be compiled for the target.
+        CompileError: Code generation failed.
+    """
+    target = resolve(target) if isinstance(target, str) else target
+    if target.kind == "cuda":
+        raise UnsupportedError(f"target {target.name}: code for CUDA cannot be generated yet; compile for a CPU")
+
+    from shave.backends.tvm.worker import worker
+
+    worker.start()
+    with _progress() as progress:
+        if isinstance(program, (str, Path)):
+            from shave.ir.reader import read
+
+            progress("reading", 0, None)
+            program = read(program)
+        _warn_of_nan(program)
+        if passes is not None:
+            from shave.passes.manager import PassManager
+
+            program = PassManager(passes).run(program, target=target, calibration=calibration, progress=progress)
+
+        from shave.backends.tvm.lower import lower
+
+        progress("lowering", 0, None)
+        lowering = lower(program, target)
+        progress("generating code", 0, None)
+        library = worker.build(lowering.module, target)
+        with tempfile.TemporaryFile(prefix="shave-") as stream:
+            pack(
+                stream,
+                library=library,
+                weights=lowering.weights,
+                signature=lowering.signature,
+                target=target,
+                report=[_timeless(entry.to_json()) for entry in program.report],
+                figures=figures,
+            )
+            stream.flush()
+            return Artifact(read_artifact(stream), threads)
+
+
+def _warn_of_nan(program: Program) -> None:
+    """Name the weights that hold NaN or infinity: every result they touch is lost."""
+    import torch
+
+    bad = [
+        name for name, weight in program.weights() if weight.is_floating_point() and not torch.isfinite(weight).all()
+    ]
+    if bad:
+        names = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        warnings.warn(f"weights hold NaN or infinity: {names}", RuntimeWarning, stacklevel=3)
+
+
+def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
+    """A pass's report without the times it took, so that equal compilations give equal bytes."""
+    return {key: value for key, value in entry.items() if key != "seconds"}
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show what is being done on standard error, if a person watches it."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

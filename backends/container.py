@@ -1,0 +1,133 @@
+"""The container of an artifact: a zip file with exactly one possible byte sequence for given members.
+
+Members are stored uncompressed, each starting at a multiple of 64 bytes, so that a reader may map the file and use the
+data in place. Any zip tool reads it. Because nothing is left to the writer's choice (no time stamps, no gaps, no
+flags), a reader that knows the members can compute every other byte of the file: :func:`layout` is that computation,
+shared by both sides. Offsets and sizes use the zip64 form always (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from shave.ir.errors import ArtifactError
+
+ALIGNMENT = 64
+"""Bytes; what TVM's kernels require of every tensor."""
+
+_VERSION = 45  # 4.5: the first with zip64
+_DATE = 0x21  # 1 January 1980, the first day that the format can say
+_FULL = 0xFFFFFFFF  # "see the zip64 field"
+_PADDING_ID = 0xD935  # the extra field that Android's zipalign uses for padding
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the framing of the file says about one member.
+
+    Attributes:
+        name: Name in ASCII, without folders.
+        size: Bytes.
+        crc32: Checksum that zip tools verify.
+        sha256: Digest that the loader verifies, in hexadecimal.
+    """
+
+    name: str
+    size: int
+    crc32: int
+    sha256: str
+
+    @staticmethod
+    def of(name: str, chunks: Iterable[bytes | memoryview]) -> Member:
+        """Describe a member with the given content."""
+        size, crc32, digest = 0, 0, hashlib.sha256()
+        for chunk in chunks:
+            size += len(chunk)
+            crc32 = zlib.crc32(chunk, crc32)
+            digest.update(chunk)
+        return Member(name, size, crc32, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies in the file.
+
+    Attributes:
+        starts: Offset of each member's data.
+        framing: Offset and content of all that is not data, in the order of the file.
+        size: Bytes of the whole file.
+    """
+
+    starts: tuple[int, ...]
+    framing: tuple[tuple[int, bytes], ...]
+    size: int
+
+
+def layout(members: Sequence[Member], comment: bytes) -> Layout:
+    """Compute every byte of the file that is not a member's data."""
+    starts, framing, directory, position = [], [], b"", 0
+    for member in members:
+        name = member.name.encode("ascii")
+        fixed = 30 + len(name) + 20 + 6
+        padding = -(position + fixed) % ALIGNMENT
+        common = struct.pack("<HHHHHIII", _VERSION, 0, 0, 0, _DATE, member.crc32, _FULL, _FULL)
+        local = b"PK\3\4" + common + struct.pack("<HH", len(name), 26 + padding) + name
+        local += struct.pack("<HHQQ", 1, 16, member.size, member.size)
+        local += struct.pack("<HHH", _PADDING_ID, 2 + padding, ALIGNMENT) + bytes(padding)
+        directory += b"PK\1\2" + struct.pack("<H", _VERSION) + common
+        directory += struct.pack("<HHHHHII", len(name), 28, 0, 0, 0, 0, _FULL) + name
+        directory += struct.pack("<HHQQQ", 1, 24, member.size, member.size, position)
+        framing.append((position, local))
+        starts.append(position + fixed + padding)
+        position = starts[-1] + member.size
+    count = len(members)
+    end = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, _VERSION, _VERSION, 0, 0, count, count, len(directory), position)
+    end += b"PK\6\7" + struct.pack("<IQI", 0, position + len(directory), 1)
+    end += b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, _FULL, _FULL, len(comment)) + comment
+    framing.append((position, directory + end))
+    return Layout(tuple(starts), tuple(framing), position + len(directory) + len(end))
+
+
+def write(stream: BinaryIO, members: Sequence[tuple[Member, Iterable[bytes | memoryview]]], comment: bytes) -> None:
+    """Write the file from members and their content."""
+    framing = layout([member for member, _ in members], comment).framing
+    for (_, frame), (_, chunks) in zip(framing, members, strict=False):
+        stream.write(frame)
+        for chunk in chunks:
+            stream.write(chunk)
+    stream.write(framing[-1][1])
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when the block ends well.
+
+    Until then an existing file stays as it was; if the block fails or is interrupted, no trace is left.
+
+    Raises:
+        ArtifactError: The file cannot be written (no space, no permission, no such folder).
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

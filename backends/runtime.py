@@ -1,0 +1,239 @@
+"""Running artifacts: TVM's runtime library is needed, torch and TVM's compiler are not."""
+
+from __future__ import annotations
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shave.backends import host
+from shave.backends.artifact import Contents, open_artifact
+from shave.backends.manifest import Manifest
+from shave.backends.tvm import vm
+from shave.backends.weights import Array
+from shave.ir.errors import ArtifactError, SignatureError
+from shave.ir.signature import Signature
+
+_HOST_MEMORY = (1, 3)  # kDLCPU, kDLCUDAHost
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time spent in one kernel during one call of an artifact.
+
+    Attributes:
+        name: The kernel, or ``(virtual machine)`` for what happens between kernels.
+        calls: How often one call of the artifact runs it.
+        seconds: Time of all these together; the median of several rounds.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+
+
+class Artifact:
+    """A compiled program: call it with arrays.
+
+    Several Python threads may call one artifact, or several, at once; each call then runs on :attr:`threads` threads.
+
+    Attributes:
+        manifest: Signature, target, passes, versions and digests.
+    """
+
+    def __init__(self, contents: Contents, threads: int | None = None) -> None:
+        self.manifest: Manifest = contents.manifest
+        self._contents = contents
+        self._dtype_names: dict[Any, str] = {}
+        self.threads = default_threads() if threads is None else threads
+
+    def __call__(self, *inputs: Any, **named: Any) -> Array | tuple[Array, ...]:
+        """Run the program.
+
+        Inputs are NumPy arrays or anything in CPU memory that speaks DLPack (torch tensors ...). They are used where
+        they lie if they are contiguous, writable and start at a multiple of 64 bytes; otherwise they are copied once.
+
+        Returns:
+            The output, or a tuple of them if there are several. They own their memory and stay as they are.
+
+        Raises:
+            SignatureError: Wrong number, name, shape or dtype of the inputs.
+            ArtifactError: This machine cannot run it.
+        """
+        tensors = self._bind(inputs, named)
+        vm.use_threads(self._threads)
+        results = self._machine(tensors)
+        taken = {tensor.data_ptr() for tensor in tensors}
+        outputs = []
+        for result in results:
+            output = vm.to_array(result)
+            # A program may return an input, a weight or one value twice; who writes to a result must not change those.
+            if result.data_ptr() in taken or self._machine.is_weight(result):
+                output = output.copy()
+            taken.add(result.data_ptr())
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def start(self) -> None:
+        """Load the code now; otherwise the first call does.
+
+        Raises:
+            ArtifactError: This machine cannot run it.
+        """
+        _ = self._machine
+
+    @functools.cached_property
+    def _machine(self) -> vm.Machine:
+        self.manifest.check_here()
+        return vm.Machine(self._contents.library, self._contents.weights)
+
+    @property
+    def signature(self) -> Signature:
+        """Names, shapes and dtypes of inputs and outputs."""
+        return self.manifest.signature
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._contents.file)
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call runs on.
+
+        Raises:
+            ValueError: Set to less than 1, or to more than the processors that this process may use.
+        """
+        return self._threads
+
+    @threads.setter
+    def threads(self, number: int) -> None:
+        limit = len(host.usable_processors())
+        if not 1 <= number <= limit:
+            raise ValueError(
+                f"threads must be from 1 to {limit}, the processors that this process may use, not {number}"
+            )
+        self._threads = int(number)
+
+    def profile(self, *inputs: Any, rounds: int = 10, **named: Any) -> list[KernelTime]:
+        """Measure each kernel of the program on the given inputs, slowest first.
+
+        Raises:
+            SignatureError: Wrong number, name, shape or dtype of the inputs.
+            ValueError: ``rounds`` is below one.
+        """
+        if rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {rounds}")
+        tensors = self._bind(inputs, named)
+        vm.use_threads(self._threads)
+        self._machine(tensors)  # warm up
+        samples = [self._trace(tensors) for _ in range(rounds)]
+        times = [
+            KernelTime(name, calls, statistics.median(sample[name][1] for sample in samples))
+            for name, (calls, _) in samples[0].items()
+        ]
+        return sorted(times, key=lambda entry: -entry.seconds)
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact to a file that :func:`load` takes, whole or not at all.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
+        self._contents.save(Path(path))
+
+    def __repr__(self) -> str:
+        return f"Artifact{self.signature} for {self.manifest.platform.target}"
+
+    def _bind(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[vm.Tensor]:
+        """Put the inputs in order, check them, and give TVM tensors that its kernels can read."""
+        values = self.signature.bind(inputs, named)
+        arrays = [
+            value if isinstance(value, np.ndarray) else _exchanged(spec.name, value)
+            for spec, value in zip(self.signature.inputs, values, strict=True)
+        ]
+        self.signature.check([array.shape for array in arrays], [self._dtype_name(array.dtype) for array in arrays])
+        return [
+            vm.to_tensor(vm.aligned(array)) if isinstance(array, np.ndarray)
+            else array if vm.is_usable(array)
+            else vm.to_tensor(vm.aligned(vm.to_array(array)))
+            for array in arrays
+        ]  # fmt: skip
+
+    def _dtype_name(self, dtype: Any) -> str:
+        """``str`` of a dtype of NumPy or TVM, remembered because NumPy makes the name anew each time."""
+        name = self._dtype_names.get(dtype)
+        if name is None:
+            name = self._dtype_names[dtype] = dtype.name if isinstance(dtype, np.dtype) else str(dtype)
+        return name
+
+    def _trace(self, tensors: Sequence[vm.Tensor]) -> dict[str, tuple[int, float]]:
+        """Calls and seconds of each kernel in one run."""
+        totals: dict[str, tuple[int, float]] = {}
+        started: list[float] = []
+
+        def instrument(name: str, before: bool) -> None:
+            if before:
+                started.append(time.perf_counter())
+                return
+            seconds = time.perf_counter() - started.pop()
+            name = "(virtual machine)" if name.startswith("vm.builtin.") else name
+            calls, total = totals.get(name, (0, 0.0))
+            totals[name] = (calls + 1, total + seconds)
+
+        self._machine.trace(tensors, instrument)
+        return totals
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Artifact:
+    """Load an artifact. Every byte of the file is checked before any code of it runs.
+
+    The weights are mapped into memory: while the artifact lives, the file may be replaced or deleted, but must not be
+    overwritten in place. Whoever made the file decides what its code does: load only files from people you trust.
+
+    Args:
+        path: A ``.shave`` file.
+        threads: Threads for one call; see :func:`default_threads` for the default.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of another format, or for another machine.
+        ValueError: ``threads`` is out of range.
+    """
+    artifact = Artifact(open_artifact(Path(path)), threads)
+    try:
+        artifact.start()
+    except ArtifactError as error:
+        raise ArtifactError(f"cannot load {path}: {error}") from error
+    return artifact
+
+
+def default_threads() -> int:
+    """``TVM_NUM_THREADS`` or ``OMP_NUM_THREADS`` if set, else the physical cores that this process may use."""
+    for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        asked = os.environ.get(variable, "")
+        if asked.isdigit() and int(asked) > 0:
+            return min(int(asked), len(host.usable_processors()))
+    return host.usable_cores()
+
+
+def _exchanged(name: str, value: Any) -> vm.Tensor:
+    """Take a tensor of another library without a copy.
+
+    Raises:
+        SignatureError: It is not a tensor, or not in CPU memory.
+    """
+    if not hasattr(value, "__dlpack__"):
+        raise SignatureError(f"input {name!r} is a {type(value).__name__}, not an array")
+    if value.__dlpack_device__()[0] not in _HOST_MEMORY:
+        raise SignatureError(f"input {name!r} is not in CPU memory; move it there first")
+    try:
+        return vm.ffi().from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise SignatureError(f"input {name!r} cannot be exchanged through DLPack: {error}") from error
