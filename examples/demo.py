@@ -8,10 +8,6 @@ artifact are compared with those of ONNX Runtime on the original file before any
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TVM_NUM_THREADS", "1")  # each engine gets one thread; TVM reads this when it is loaded
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +18,6 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import shave
@@ -90,39 +85,36 @@ def largest_difference(model: str, expected: NDArray[np.float32], actual: NDArra
     return difference
 
 
-def measure(path: Path, data: Digits, progress: Progress) -> Result:
-    """Compile one model, compare the artifact with the original, then time both."""
+def measure(path: Path, data: Digits, console: Console) -> Result:
+    """Compile one model, compare the artifact with the original, then time both; progress goes to ``console``."""
     model, (images, labels) = path.stem, data
-    steps = progress.add_task(model, total=4)
+    with console.status(f"{model}: reading"):
+        program = shave.read(path)
 
-    progress.update(steps, description=f"{model}: read")
-    program = shave.read(path)
-    progress.update(steps, description=f"{model}: compile", advance=1)
     artifact = ARTIFACTS / f"{model}.shave"
     artifact.parent.mkdir(parents=True, exist_ok=True)
-    shave.compile(program, target="cpu").save(artifact)
-    loaded = shave.load(artifact)
+    shave.compile(program, target="cpu").save(artifact)  # shows its own progress
+    loaded = shave.load(artifact, threads=1)
 
-    progress.update(steps, description=f"{model}: compare", advance=1)
-    session = onnx_session(path)
-    expected = session.run(None, {"image": images})[0]
-    actual = loaded(images)
-    difference = largest_difference(model, expected, actual)
+    with console.status(f"{model}: comparing"):
+        session = onnx_session(path)
+        expected = session.run(None, {"image": images})[0]
+        actual = loaded(images)
+        difference = largest_difference(model, expected, actual)
 
-    progress.update(steps, description=f"{model}: time", advance=1)
-    image = images[:1].copy()
-    tensor = torch.from_numpy(image)
-    latency = interleave(
-        {
-            "torch eager": lambda: program(tensor),
-            "ONNX Runtime": lambda: session.run(None, {"image": image}),
-            "artifact": lambda: loaded(image),
-        },
-        rounds=100,
-        warmup=10,
-        min_seconds=0.002,
-    )
-    progress.update(steps, description=model, advance=1)
+    with console.status(f"{model}: timing"):
+        image = images[:1].copy()
+        tensor = torch.from_numpy(image)
+        latency = interleave(
+            {
+                "torch eager": lambda: program(tensor),
+                "ONNX Runtime": lambda: session.run(None, {"image": image}),
+                "artifact": lambda: loaded(image),
+            },
+            rounds=100,
+            warmup=10,
+            min_seconds=0.002,
+        )
     return Result(
         model=model,
         accuracy=(accuracy(expected, labels), accuracy(actual, labels)),
@@ -168,12 +160,11 @@ def microseconds(timing: Timing) -> str:
 def main() -> int:
     """Run the demo; 0 if every artifact agrees with its model."""
     torch.set_num_threads(1)
-    data = held_out()
+    data, errors = held_out(), Console(stderr=True)
     try:
-        with Progress(console=Console(stderr=True)) as progress:
-            results = [measure(path, data, progress) for path in MODELS]
+        results = [measure(path, data, errors) for path in MODELS]
     except (Disagreement, ShaveError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red")
+        errors.print(f"error: {error}", style="red", markup=False)
         return 1
     console = Console()
     console.print(render(results))
