@@ -1,0 +1,54 @@
+"""exp, erf, tanh and their like as polynomials, so that they stay in vector registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+
+from shave.backends.tvm.adapter import Expr, PrimFunc, tirx, tvm
+from shave.backends.tvm.kernels.vector_math import FUNCTIONS
+
+INTRINSICS = {f"tirx.{name}": name for name in FUNCTIONS if name != "log1p"}
+"""``log1p`` is left out: the polynomial holds for arguments from 0 only."""
+
+
+def expand_intrinsics(function: PrimFunc) -> PrimFunc:
+    """Replace the calls that TVM would lower to one libm call per lane.
+
+    float32 keeps a few units in the last place; float16 is computed in float32 and rounded once; float64 stays with
+    libm.
+    """
+    return function.with_body(tvm_ffi.structural_map(function.body, [(tvm.ir.Call, _expand)]))
+
+
+def _expand(call: Any) -> Expr:
+    name = getattr(call.op, "name", "")
+    if name == "tirx.pow":
+        return _power(call)
+    if name not in INTRINSICS:
+        return call
+    formula = FUNCTIONS[INTRINSICS[name]]
+    argument = call.args[0]
+    dtype = str(argument.ty.dtype)
+    if dtype == "float32":
+        return formula(argument)
+    if dtype == "float16":
+        return tirx.Cast("float16", formula(tirx.Cast("float32", argument)))
+    return call
+
+
+def _power(call: Any) -> Expr:
+    """Small whole exponents and square roots as products; anything else is libm's, where accuracy is hard won."""
+    base, exponent = call.args
+    if not isinstance(exponent, tirx.FloatImm):
+        return call
+    power = float(exponent.value)
+    name = tirx.Var("base", base.ty)
+    products = {1.0: name, 2.0: name * name, 3.0: name * name * name, 4.0: (name * name) * (name * name)}
+    if power in products:
+        return tirx.Let(name, base, products[power])
+    if power in (0.5, -0.5):
+        root = tirx.sqrt(base)
+        return root if power > 0 else tirx.const(1.0, str(base.ty.dtype)) / root
+    return call

@@ -1,0 +1,342 @@
+"""Write one stage as loops: vectors along one axis, accumulators in registers, tails that are vectors too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from shave.backends.target import Target
+from shave.backends.tvm.adapter import Expr, tirx, tvm
+from shave.backends.tvm.schedule.access import VectorAxis, best_axis, breakpoints, collapse, reduction
+from shave.backends.tvm.schedule.stage import (
+    Axis,
+    Buffer,
+    IntImm,
+    Stage,
+    Stmt,
+    Store,
+    Var,
+    analyzer,
+    constant,
+    fold_conditions,
+    rewrite_loads,
+    substitute,
+    work,
+)
+
+ACCUMULATORS = 4
+"""Vectors in flight: enough independent sums to hide the latency of an addition, and to amortise the loop."""
+HEAVY = 16
+"""Operations on one element from which a single vector at a time keeps the ports busy (and registers scarce)."""
+
+Body = Callable[[Expr, int], Stmt]
+"""Statements for the ``lanes`` elements of the vector axis that start at a position."""
+
+
+def loop(extent: Expr, body: Callable[[Var], Stmt], kind: int = tirx.ForKind.SERIAL, name: str = "i") -> Stmt:
+    """A loop from 0, or the body alone where there is one iteration."""
+    if isinstance(extent, IntImm) and int(extent) == 1:
+        return body(constant(0, extent))
+    var = tirx.Var(name, extent.ty)
+    return tirx.For(var, constant(0, extent), extent, kind, body(var))
+
+
+def sequence(statements: Sequence[Stmt]) -> Stmt:
+    """Statements one after another."""
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def fused(axes: Sequence[Axis], body: Callable[[Mapping[Var, Expr]], Stmt], kind: int) -> Stmt:
+    """One loop over the iterations of several axes."""
+    extent = axes[0].extent
+    for axis in axes[1:]:
+        extent = extent * axis.extent
+    extent = tvm.sym.Analyzer().simplify(extent)
+
+    def split(index: Expr) -> Stmt:
+        values = {}
+        for place, axis in enumerate(reversed(axes)):
+            values[axis.var] = index if place == len(axes) - 1 else index % axis.extent
+            index = index // axis.extent
+        return body(values)
+
+    return loop(extent, split, kind, name="row")
+
+
+def nested(axes: Sequence[Axis], body: Callable[[Mapping[Var, Expr]], Stmt], parallel: int = 0) -> Stmt:
+    """Loops over axes, outermost first; the first ``parallel`` of them are one loop that threads share."""
+    if parallel:
+        return fused(
+            axes[:parallel],
+            lambda outer: nested(axes[parallel:], lambda inner: body({**outer, **inner})),
+            tirx.ForKind.PARALLEL,
+        )
+    if not axes:
+        return body({})
+    return loop(
+        axes[0].extent,
+        lambda var: nested(axes[1:], lambda inner: body({axes[0].var: var, **inner})),
+        name=axes[0].var.name,
+    )
+
+
+def shared_by_threads(axes: Sequence[Axis], cores: int) -> int:
+    """How many leading axes to fuse so that every thread gets several iterations; 0 if all of them are too few."""
+    iterations = 1
+    for count, axis in enumerate(axes, start=1):
+        iterations *= 1024 if axis.size is None else axis.size
+        if iterations >= 8 * cores:
+            return count
+    return len(axes) if iterations >= 2 * cores else 0
+
+
+class Nest:
+    """Writer of the loops of one stage.
+
+    Args:
+        stage: What to compute.
+        fixed: Values of the axes that loops outside of this nest already run over.
+        target: Gives the width of vectors and the number of cores.
+        parallel: Whether threads share this nest.
+    """
+
+    def __init__(self, stage: Stage, fixed: Mapping[Var, Expr], target: Target, parallel: bool) -> None:
+        outer = [a for a in stage.axes if a.var in fixed]
+        stage = collapse(stage, outer)
+        self._fixed = dict(fixed)
+        self._stage = stage
+        self._target = target
+        self._parallel = parallel
+        self._free = [a for a in stage.axes if a.var not in fixed]
+        self._choice = best_axis(stage, self._free, target)
+
+    @property
+    def rule(self) -> str:
+        """What this nest became, in a word or two."""
+        if self._choice is None:
+            return "scalar"
+        return "reduce-lanes" if self._choice.axis.reduces else "reduce-vector" if self._stage.reducing else "map"
+
+    def write(self) -> Stmt:
+        """The loops."""
+        spatial = [a for a in self._free if not a.reduces and not self._is_vector(a)]
+        threads = shared_by_threads(spatial, self._target.cores) if self._parallel else 0
+        chunks_share = self._parallel and not threads
+        if self._choice is None:
+            return nested(spatial, self._scalar, threads)
+        if self._choice.axis.reduces:
+            return nested(spatial, lambda at: self._reduce_in_lanes(at, self._choice), threads)
+        kind = tirx.ForKind.PARALLEL if chunks_share else tirx.ForKind.SERIAL
+        return nested(spatial, lambda at: self._along_vector(at, self._choice, kind), threads)
+
+    def _is_vector(self, axis: Axis) -> bool:
+        return self._choice is not None and axis.var.same_as(self._choice.axis.var)
+
+    # -- the innermost statements ------------------------------------------------------------------------------------
+
+    def _at(self, values: Mapping[Var, Expr], ranges: Sequence[Axis]) -> Stage:
+        """The stage with its axes at ``values``; ``ranges`` bounds the variables in them, so conditions fold."""
+        stage = self._stage.substitute({**self._fixed, **values})
+        known = analyzer(ranges)
+        return stage.map(lambda e: fold_conditions(e, known))
+
+    def _bounded(self, axes: Sequence[Axis], at: Mapping[Var, Expr]) -> list[Axis]:
+        """Axes with their extents where outer axes are at ``at`` (windows of uneven size)."""
+        values = {**self._fixed, **at}
+        return [replace(a, extent=substitute(a.extent, values)) for a in axes]
+
+    def _assign(self, stage: Stage, target: Callable[[int, Store], Stmt]) -> Stmt:
+        renamed: dict[Var, Expr] = {}
+        statements = []
+        for var, value in stage.binds:
+            renamed[var] = tirx.Var(var.name, var.ty)
+            statements.append(tirx.Bind(renamed[var], substitute(value, {k: v for k, v in renamed.items() if k is not var})))
+        for place, store in enumerate(stage.stores):
+            statements.append(target(place, replace(store, value=substitute(store.value, renamed))))
+        return sequence(statements)
+
+    def _lanes(self, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+        kind = tirx.ForKind.VECTORIZED
+        return loop(constant(lanes, self._free[0].extent), body, kind, name="lane")
+
+    # -- segments of the vector axis ---------------------------------------------------------------------------------
+
+    def _segments(self, choice: VectorAxis, unroll: int) -> Iterator[tuple[Expr, Expr, int]]:
+        """(first element, number of vectors, lanes of each): full vectors, then what is left as narrower ones."""
+        axis, native = choice.axis, choice.lanes
+        wide = native * unroll
+        size = axis.size
+        if size is None:
+            whole = axis.extent // constant(wide, axis.extent)
+            yield constant(0, axis.extent), whole, wide
+            yield whole * constant(wide, axis.extent), axis.extent % constant(wide, axis.extent), 1
+            return
+        bounds = [0, *(breakpoints(self._stage, axis) or []), size]
+        for low, high in zip(bounds, bounds[1:], strict=False):
+            for lanes in (wide, native):
+                count = (high - low) // lanes
+                if count:
+                    yield constant(low, axis.extent), constant(count, axis.extent), lanes
+                    low += count * lanes
+            if high > low:
+                yield constant(low, axis.extent), constant(1, axis.extent), high - low
+
+    def _over_segments(self, choice: VectorAxis, unroll: int, body: Body, kind: int = tirx.ForKind.SERIAL) -> Stmt:
+        statements = []
+        for first, count, lanes in self._segments(choice, unroll):
+            few = isinstance(count, IntImm) and int(count) < 2 * self._target.cores
+
+            def vectors(chunk: Expr, first: Expr = first, lanes: int = lanes) -> Stmt:
+                return body(first + chunk * constant(lanes, first), lanes)
+
+            statements.append(loop(count, vectors, tirx.ForKind.SERIAL if few else kind, name="chunk"))
+        return sequence(statements)
+
+    def _ranges(self, position: Expr, lane: Expr, lanes: int) -> list[Axis]:
+        found = []
+        if isinstance(lane, tvm.ir.Var):
+            found.append(Axis(lane, constant(lanes, lane), False))
+        return found
+
+    # -- the three forms ---------------------------------------------------------------------------------------------
+
+    def _unroll(self) -> int:
+        return 1 if work(*self._stage.values) >= HEAVY else ACCUMULATORS
+
+    def _along_vector(self, at: Mapping[Var, Expr], choice: VectorAxis, kind: int) -> Stmt:
+        body = self._reduce_vector if self._stage.reducing else self._map
+        return self._over_segments(
+            choice, self._unroll(), lambda position, lanes: body({**at}, choice.axis.var, position, lanes), kind
+        )
+
+    def _map(self, at: dict[Var, Expr], axis: Var, position: Expr, lanes: int) -> Stmt:
+        def one(lane: Expr) -> Stmt:
+            stage = self._at({**at, axis: position + lane}, self._ranges(position, lane, lanes))
+            return self._assign(stage, lambda _, s: tirx.BufferStore(s.buffer, s.value, list(s.indices)))
+
+        return self._lanes(lanes, one)
+
+    def _accumulators(self, lanes: int) -> list[Buffer]:
+        return [
+            tirx.decl_buffer((lanes,), str(s.buffer.ty.dtype), f"{s.buffer.name}_acc", scope="local")
+            for s in self._stage.stores
+        ]
+
+    def _into(self, accumulators: Sequence[Buffer], lane: Expr, stage: Stage) -> Stage:
+        """``stage`` with its own elements kept in accumulators."""
+        place = {s.buffer: a for s, a in zip(stage.stores, accumulators, strict=True)}
+
+        def change(expr: Expr) -> Expr:
+            return rewrite_loads(expr, lambda n: tirx.BufferLoad(place[n.source], [lane]) if n.source in place else n)
+
+        return replace(
+            stage,
+            stores=tuple(replace(s, value=change(s.value)) for s in stage.stores),
+            binds=tuple((var, change(value)) for var, value in stage.binds),
+        )
+
+    def _reduce_vector(self, at: dict[Var, Expr], axis: Var, position: Expr, lanes: int) -> Stmt:
+        """Every lane sums its own element; the sums stay in registers over all reducing axes."""
+        accumulators = self._accumulators(lanes)
+
+        def at_lane(lane: Expr, more: Mapping[Var, Expr]) -> Stage:
+            return self._at({**at, axis: position + lane, **more}, self._ranges(position, lane, lanes))
+
+        def start(lane: Expr) -> Stmt:
+            inits = at_lane(lane, {}).inits
+            return sequence([tirx.BufferStore(a, s.value, [lane]) for a, s in zip(accumulators, inits, strict=True)])
+
+        def update(more: Mapping[Var, Expr]) -> Stmt:
+            def one(lane: Expr) -> Stmt:
+                stage = self._into(accumulators, lane, at_lane(lane, more))
+                return self._assign(stage, lambda place, s: tirx.BufferStore(accumulators[place], s.value, [lane]))
+
+            return self._lanes(lanes, one)
+
+        def finish(lane: Expr) -> Stmt:
+            stores = at_lane(lane, {}).stores
+            return sequence(
+                [
+                    tirx.BufferStore(s.buffer, tirx.BufferLoad(a, [lane]), list(s.indices))
+                    for a, s in zip(accumulators, stores, strict=True)
+                ]
+            )
+
+        return sequence(
+            [
+                *(tirx.AllocBuffer(a) for a in accumulators),
+                self._lanes(lanes, start),
+                nested(self._bounded(self._stage.reducing, {**at, axis: position}), update),
+                self._lanes(lanes, finish),
+            ]
+        )
+
+    def _scalar(self, at: Mapping[Var, Expr]) -> Stmt:
+        if not self._stage.reducing:
+            stage = self._at(at, [])
+            return self._assign(stage, lambda _, s: tirx.BufferStore(s.buffer, s.value, list(s.indices)))
+        none = tirx.Var("none", "int64")
+        return self._reduce_vector(dict(at), none, constant(0, self._stage.axes[0].extent), 1)
+
+    def _reduce_in_lanes(self, at: Mapping[Var, Expr], choice: VectorAxis) -> Stmt:
+        """Lanes share the elements to sum; they are added to each other at the end."""
+        axis = choice.axis
+        size = axis.size if axis.size is not None else 1 << 30
+        unroll = self._unroll()
+        lanes = min(choice.lanes * unroll, 1 << max(0, math.ceil(math.log2(size))))
+        accumulators = self._accumulators(lanes)
+        forms = [reduction(self._stage, s) for s in self._stage.stores]
+        operators = [form[0] for form in forms if form is not None]
+        others = [a for a in self._stage.reducing if not self._is_vector(a)]
+        here = self._at(at, [])
+
+        def identity(place: int) -> Expr:
+            start = here.inits[place].value
+            kind = str(start.ty.dtype)
+            return tirx.const({tirx.Add: 0, tirx.Mul: 1}[operators[place]], kind) if operators[place] in (tirx.Add, tirx.Mul) else start
+
+        def start(lane: Expr) -> Stmt:
+            return sequence([tirx.BufferStore(a, identity(i), [lane]) for i, a in enumerate(accumulators)])
+
+        def update(more: Mapping[Var, Expr]) -> Stmt:
+            def vector(position: Expr, width: int) -> Stmt:
+                def one(lane: Expr) -> Stmt:
+                    values = {**at, **more, axis.var: position + lane}
+                    stage = self._into(accumulators, lane, self._at(values, self._ranges(position, lane, width)))
+                    return self._assign(stage, lambda i, s: tirx.BufferStore(accumulators[i], s.value, [lane]))
+
+                return self._lanes(width, one)
+
+            return self._over_segments(replace(choice, lanes=min(choice.lanes, lanes)), max(1, lanes // choice.lanes), vector)
+
+        def halve(width: int) -> Stmt:
+            def one(lane: Expr) -> Stmt:
+                return sequence(
+                    [
+                        tirx.BufferStore(
+                            a,
+                            operator(tirx.BufferLoad(a, [lane]), tirx.BufferLoad(a, [lane + constant(width, lane)])),
+                            [lane],
+                        )
+                        for a, operator in zip(accumulators, operators, strict=True)
+                    ]
+                )
+
+            return self._lanes(width, one)
+
+        zero = constant(0, self._free[0].extent)
+        finish = [
+            tirx.BufferStore(s.buffer, operator(init.value, tirx.BufferLoad(a, [zero])), list(s.indices))
+            for a, operator, s, init in zip(accumulators, operators, here.stores, here.inits, strict=True)
+        ]
+        halvings = [halve(lanes >> step) for step in range(1, lanes.bit_length())]
+        return sequence(
+            [
+                *(tirx.AllocBuffer(a) for a in accumulators),
+                self._lanes(lanes, start),
+                nested(self._bounded(others, at), update),
+                *halvings,
+                *finish,
+            ]
+        )
