@@ -85,7 +85,7 @@ def from_exported(
         exported = exported.run_decompositions({})
     graph, attributes = _lift(exported)
     module = fx.GraphModule(attributes, graph)
-    _restore_batch_norm(module)
+    _normalise(module)
     module.recompile()
     signature = _signature(exported, module, input_names, output_names, dim_names or {})
     program = Program(module, signature)
@@ -195,6 +195,24 @@ def _kept_meta(node: fx.Node) -> dict[str, Any]:
     if node.meta.get("custom"):
         kept["custom"] = dict(node.meta["custom"])
     return kept
+
+
+_COPIES = (_aten.clone.default, _aten.contiguous.default, _aten.alias.default, _aten.detach.default)
+_VIEWS = (_aten.view.default, _aten._unsafe_view.default)
+
+
+def _normalise(module: fx.GraphModule) -> None:
+    """Leave one way to say a thing.
+
+    A program is about values: it has no strides and no aliases, so a copy is its original and a view is a reshape.
+    """
+    _restore_batch_norm(module)
+    for node in list(module.graph.nodes):
+        if node.target in _COPIES:
+            node.replace_all_uses_with(node.args[0], propagate_meta=False)
+            module.graph.erase_node(node)
+        elif node.target in _VIEWS:
+            node.target = _aten.reshape.default
 
 
 def _restore_batch_norm(module: fx.GraphModule) -> None:

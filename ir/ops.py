@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
 
+import torch
 from torch import fx
 
 from shave.ir import macs
@@ -155,6 +156,11 @@ def has_trait(node: fx.Node, trait: Trait) -> bool:
     """Whether the call's operator is known to have the trait; False for operators without a row."""
     found = OPS.get(op_name(node)) if node.op == "call_function" else None
     return found is not None and trait in found.traits
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether two calls with equal arguments may differ."""
+    return has_trait(node, Trait.RANDOM) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def argument(node: fx.Node, name: str) -> Any:

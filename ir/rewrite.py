@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ PROVENANCE = "shave"
 class Rewriter:
     """Changes one program's graph on behalf of one pass.
 
-    Use it as a context: on leaving, nodes and weights that nothing reads are dropped and the module is recompiled.
+    Use it as a context: on leaving, nodes and weights that nothing reads any more are dropped and the module is
+    recompiled. What nothing read before stays: that is the business of the pass ``dead-code``.
 
         with program.rewrite(by="fold-batchnorm") as rewriter:
             folded = rewriter.call(aten.conv2d.default, args, before=node, sources=[conv, node])
@@ -35,6 +36,7 @@ class Rewriter:
         self.program = program
         self.by = by
         self._fake = fake_mode(program)
+        self._unread = {node for node in program.graph.nodes if not node.users}
 
     def __enter__(self) -> Rewriter:
         return self
@@ -43,7 +45,7 @@ class Rewriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.sweep()
+            self.sweep(but=self._unread)
             self.program.module.recompile()
 
     def call(
@@ -105,7 +107,7 @@ class Rewriter:
 
         Other readers of a shared weight keep theirs: this is the only place where a weight is cloned for writing.
         """
-        fresh = self.weight(str(node.target), tensor, sources=[node])
+        fresh = self.weight(str(node.target), as_trainable(tensor, self.program.weight(node)), sources=[node])
         reader.replace_input_with(node, fresh)
         return fresh
 
@@ -117,12 +119,13 @@ class Rewriter:
         """
         self.program.graph.erase_node(node)
 
-    def sweep(self) -> list[str]:
-        """Drop calls and weights that nothing reads; inputs stay. Returns the names of what went."""
+    def sweep(self, but: Collection[fx.Node] = ()) -> list[fx.Node]:
+        """Drop calls and weights that nothing reads; inputs stay, and so does ``but``. Returns what went."""
         dropped = []
         for node in reversed(list(self.program.graph.nodes)):
-            if node.op in ("call_function", "get_attr") and not node.users and not is_impure(node):
-                dropped.append(node.name)
+            idle = node.op in ("call_function", "get_attr") and not node.users
+            if idle and node not in but and not is_impure(node):
+                dropped.append(node)
                 self.program.graph.erase_node(node)
         self._sweep_attributes()
         return dropped
@@ -155,6 +158,11 @@ class Rewriter:
                 parent, _, leaf = name.rpartition(".")
                 delattr(module.get_submodule(parent), leaf)
         module.delete_all_unused_submodules()
+
+
+def as_trainable(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Make a new weight trainable if the one it stems from is."""
+    return torch.nn.Parameter(tensor, like.requires_grad) if isinstance(like, torch.nn.Parameter) else tensor
 
 
 def is_impure(node: fx.Node) -> bool:

@@ -27,6 +27,20 @@ def size_name(size: Any, names: Mapping[str, str]) -> Dim:
     return int(replaced) if replaced.is_Integer else str(replaced)
 
 
+def same_shape(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether two shapes are equal for every value of their symbols; asks without adding a guard."""
+    return len(left) == len(right) and all(map(same_size, left, right))
+
+
+def same_size(left: Any, right: Any) -> bool:
+    """Whether two sizes are equal for every value of their symbols."""
+    return bool(_expression(left) == _expression(right))
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
+
+
 def hint(size: Any) -> int:
     """A concrete number for a size: the example that was traced; 1 where a size depends on data."""
     if not isinstance(size, torch.SymInt):
