@@ -6,7 +6,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ def compile(
     threads: int | None = None,
     calibration: Iterable[Any] | None = None,
     figures: dict[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Rewrite a program, generate code for it, and make it an artifact that can be called and saved.
 
@@ -43,6 +44,7 @@ def compile(
         threads: Threads for one call of the artifact; see :func:`shave.backends.runtime.default_threads`.
         calibration: Input tuples for passes that need data.
         figures: Costs and measurements to record in the manifest, as JSON data.
+        progress: Called as ``progress(what, done, total)``; by default a bar on standard error, if a person watches it.
 
     Returns:
         The artifact. For a target that is not this machine it can be saved, not called.
@@ -61,7 +63,7 @@ def compile(
     from shave.backends.tvm.worker import worker
 
     worker.start()
-    with _progress() as progress:
+    with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
 
@@ -111,7 +113,7 @@ def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _bar() -> Iterator[Progress]:
     """Show what is being done on standard error, if a person watches it."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None

@@ -97,14 +97,15 @@ def resolve(name: str) -> Target:
     """
     if name == "cpu":
         return _this_host()
-    key = name.lower().replace("_", "-")
+    key = _spelling(name)
     table = _table()
-    if key in table:
-        return table[key]
     for target in table.values():
-        if target.kind != "cuda" and target.cpu == key:
+        if key == _spelling(target.name):
             return target
-    near = difflib.get_close_matches(key, ["cpu", *table], n=3, cutoff=0.5)
+    for target in table.values():
+        if key == target.cpu:
+            return target
+    near = difflib.get_close_matches(name.lower(), ["cpu", *table], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`shave targets` lists them"
     raise TargetError(f"no target is named {name!r}; {hint}")
 
@@ -112,6 +113,10 @@ def resolve(name: str) -> Target:
 def list_targets() -> list[Target]:
     """Every target: this host first, then by kind and name."""
     return [_this_host(), *_table().values()]
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 @functools.cache
