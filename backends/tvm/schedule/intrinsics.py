@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm_ffi
@@ -11,6 +12,24 @@ from shave.backends.tvm.kernels.vector_math import FUNCTIONS
 
 INTRINSICS = {f"tirx.{name}": name for name in FUNCTIONS if name != "log1p"}
 """``log1p`` is left out: the polynomial holds for arguments from 0 only."""
+
+
+def _infinity(x: Expr) -> Expr:
+    return tirx.const(float("inf"), str(x.ty.dtype))
+
+
+PLAIN: dict[str, Callable[[Expr], Expr]] = {
+    "tirx.rsqrt": lambda x: tirx.const(1.0, str(x.ty.dtype)) / tirx.sqrt(x),
+    "tirx.nearbyint": tirx.round,
+    "tirx.isnan": lambda x: x != x,  # noqa: PLR0124
+    "tirx.isinf": lambda x: tirx.abs(x) == _infinity(x),
+    "tirx.isfinite": lambda x: tirx.abs(x) < _infinity(x),
+}
+"""Calls that TVM's vectoriser does not know, and would take apart into scalars, as ones that it knows."""
+
+
+def _plain(formula: Expr) -> Expr:
+    return tvm_ffi.structural_map(formula, [(tvm.ir.Call, lambda n: PLAIN[n.op.name](n.args[0]) if getattr(n.op, "name", "") in PLAIN else n)])
 
 
 def expand_intrinsics(function: PrimFunc) -> PrimFunc:
@@ -26,15 +45,17 @@ def _expand(call: Any) -> Expr:
     name = getattr(call.op, "name", "")
     if name == "tirx.pow":
         return _power(call)
+    if name in PLAIN:
+        return PLAIN[name](call.args[0])
     if name not in INTRINSICS:
         return call
-    formula = FUNCTIONS[INTRINSICS[name]]
     argument = call.args[0]
+    formula = FUNCTIONS[INTRINSICS[name]]
     dtype = str(argument.ty.dtype)
     if dtype == "float32":
-        return formula(argument)
+        return _plain(formula(argument))
     if dtype == "float16":
-        return tirx.Cast("float16", formula(tirx.Cast("float32", argument)))
+        return tirx.Cast("float16", _plain(formula(tirx.Cast("float32", argument))))
     return call
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -280,63 +279,89 @@ class Nest:
         return self._reduce_vector(dict(at), none, constant(0, self._stage.axes[0].extent), 1)
 
     def _reduce_in_lanes(self, at: Mapping[Var, Expr], choice: VectorAxis) -> Stmt:
-        """Lanes share the elements to sum; they are added to each other at the end."""
-        axis = choice.axis
-        size = axis.size if axis.size is not None else 1 << 30
-        unroll = self._unroll()
-        lanes = min(choice.lanes * unroll, 1 << max(0, math.ceil(math.log2(size))))
-        accumulators = self._accumulators(lanes)
-        forms = [reduction(self._stage, s) for s in self._stage.stores]
-        operators = [form[0] for form in forms if form is not None]
+        """Lanes share the elements to sum; they are added to each other at the end.
+
+        Every width of vector has accumulators of its own: memory that is only ever accessed as one vector becomes
+        registers, memory that is accessed in parts does not.
+        """
+        operators = [form[0] for form in (reduction(self._stage, s) for s in self._stage.stores) if form is not None]
         others = [a for a in self._stage.reducing if not self._is_vector(a)]
         here = self._at(at, [])
+        segments = list(self._segments(choice, self._unroll()))
+        by_width = {lanes: self._accumulators(lanes) for _, _, lanes in segments}
+        starts = [
+            identity(operator, init.value) for operator, init in zip(operators, here.inits, strict=True)
+        ]
 
-        def identity(place: int) -> Expr:
-            start = here.inits[place].value
-            kind = str(start.ty.dtype)
-            return tirx.const({tirx.Add: 0, tirx.Mul: 1}[operators[place]], kind) if operators[place] in (tirx.Add, tirx.Mul) else start
-
-        def start(lane: Expr) -> Stmt:
-            return sequence([tirx.BufferStore(a, identity(i), [lane]) for i, a in enumerate(accumulators)])
+        def start(lanes: int) -> Stmt:
+            return self._lanes(
+                lanes,
+                lambda lane: sequence(
+                    [tirx.BufferStore(a, value, [lane]) for a, value in zip(by_width[lanes], starts, strict=True)]
+                ),
+            )
 
         def update(more: Mapping[Var, Expr]) -> Stmt:
-            def vector(position: Expr, width: int) -> Stmt:
+            def vector(position: Expr, lanes: int) -> Stmt:
                 def one(lane: Expr) -> Stmt:
-                    values = {**at, **more, axis.var: position + lane}
-                    stage = self._into(accumulators, lane, self._at(values, self._ranges(position, lane, width)))
-                    return self._assign(stage, lambda i, s: tirx.BufferStore(accumulators[i], s.value, [lane]))
+                    values = {**at, **more, choice.axis.var: position + lane}
+                    stage = self._at(values, self._ranges(position, lane, lanes))
+                    stage = self._into(by_width[lanes], lane, stage)
+                    return self._assign(stage, lambda i, s: tirx.BufferStore(by_width[lanes][i], s.value, [lane]))
 
-                return self._lanes(width, one)
+                return self._lanes(lanes, one)
 
-            return self._over_segments(replace(choice, lanes=min(choice.lanes, lanes)), max(1, lanes // choice.lanes), vector)
+            return self._over_segments(choice, self._unroll(), vector)
 
-        def halve(width: int) -> Stmt:
-            def one(lane: Expr) -> Stmt:
-                return sequence(
-                    [
-                        tirx.BufferStore(
-                            a,
-                            operator(tirx.BufferLoad(a, [lane]), tirx.BufferLoad(a, [lane + constant(width, lane)])),
-                            [lane],
-                        )
-                        for a, operator in zip(accumulators, operators, strict=True)
-                    ]
-                )
-
-            return self._lanes(width, one)
-
-        zero = constant(0, self._free[0].extent)
-        finish = [
-            tirx.BufferStore(s.buffer, operator(init.value, tirx.BufferLoad(a, [zero])), list(s.indices))
-            for a, operator, s, init in zip(accumulators, operators, here.stores, here.inits, strict=True)
-        ]
-        halvings = [halve(lanes >> step) for step in range(1, lanes.bit_length())]
+        finish: list[Stmt] = []
+        for place, (operator, store, init) in enumerate(zip(operators, here.stores, here.inits, strict=True)):
+            total = init.value
+            for lanes, accumulators in by_width.items():
+                steps, value = combined(operator, accumulators[place], lanes)
+                finish += steps
+                total = operator(total, value)
+            finish.append(tirx.BufferStore(store.buffer, total, list(store.indices)))
         return sequence(
             [
-                *(tirx.AllocBuffer(a) for a in accumulators),
-                self._lanes(lanes, start),
+                *(tirx.AllocBuffer(a) for accumulators in by_width.values() for a in accumulators),
+                *map(start, by_width),
                 nested(self._bounded(others, at), update),
-                *halvings,
                 *finish,
             ]
         )
+
+
+def identity(operator: type, start: Expr) -> Expr:
+    """What a lane starts from, so that combining lanes counts the start value of the reduction once."""
+    neutral = {tirx.Add: 0, tirx.Mul: 1}.get(operator)
+    return start if neutral is None else tirx.const(neutral, str(start.ty.dtype))
+
+
+def combined(operator: type, accumulator: Buffer, lanes: int) -> tuple[list[Stmt], Expr]:
+    """Statements and an expression that combine the lanes of an accumulator, halving the vector at each step."""
+    steps: list[Stmt] = []
+
+    def name(value: Expr) -> Expr:
+        var = tirx.Var("half", value.ty)
+        steps.append(tirx.Bind(var, value))
+        return var
+
+    def lane(vector: Expr, place: int) -> Expr:
+        return tirx.Shuffle([vector], [tirx.IntImm("int32", place)])
+
+    def part(vector: Expr, first: int, count: int) -> Expr:
+        return tirx.Shuffle([vector], [tirx.IntImm("int32", first + i) for i in range(count)])
+
+    zero, one = tirx.IntImm("int32", 0), tirx.IntImm("int32", 1)
+    if lanes == 1:
+        return steps, tirx.BufferLoad(accumulator, [zero])
+    vector = name(tirx.BufferLoad(accumulator, [tirx.Ramp(zero, one, lanes)]))
+    odd: list[Expr] = []
+    while lanes > 1:
+        if lanes % 2:
+            odd.append(lane(vector, lanes - 1))
+        lanes //= 2
+        vector = name(operator(part(vector, 0, lanes), part(vector, lanes, lanes)))
+    for value in odd:
+        vector = operator(vector, value)
+    return steps, vector

@@ -210,7 +210,7 @@ def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
                 continue
             dropped = {_dimension(store, axis) for axis in stage.spatial[: g.depth]}
             kept[old] = [i for i in range(len(store.indices)) if i not in dropped]
-            shape = [old.shape[i] for i in kept[old]] or [1]
+            shape = [old.shape[i] for i in kept[old]] or [IntImm("int64", 1)]
             size = math.prod(int(e) if isinstance(e, IntImm) else STACK_BYTES for e in shape)
             scope = "local" if size * int(old.ty.dtype.dtype.bits) <= 8 * STACK_BYTES else "global"
             small[old] = tirx.decl_buffer(shape, str(old.ty.dtype), old.name, scope=scope)
