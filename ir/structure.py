@@ -38,20 +38,32 @@ def weight_digest(tensor: torch.Tensor) -> str:
 
 
 def _hash_graph(state: Any, module: fx.GraphModule) -> None:
-    index = {node: position for position, node in enumerate(module.graph.nodes)}
+    index: dict[fx.Node, _Reference] = {}
+
+    def reference(node: fx.Node) -> _Reference:
+        # A weight counts where it is first read: in which order the module keeps its weights means nothing.
+        if node not in index:
+            index[node] = _Reference(len(index))
+            if node.op == "get_attr":
+                _hash_attribute(state, attribute(module, str(node.target)))
+        return index[node]
+
     for node in module.graph.nodes:
-        if node.op == "get_attr":
-            value = attribute(module, node.target)
-            if isinstance(value, fx.GraphModule):
-                state.update(b"branch(")
-                _hash_graph(state, value)
-                state.update(b")")
-            else:
-                state.update(f"weight {weight_digest(value)}\n".encode())
-            continue
-        target = "" if node.op in ("placeholder", "output") else str(node.target)
-        arguments = fx.map_arg((node.args, node.kwargs), lambda used: _Reference(index[used]))  # type: ignore[arg-type,return-value]
-        state.update(f"{node.op} {target} {arguments!r}\n".encode())
+        if node.op != "get_attr":
+            target = "" if node.op in ("placeholder", "output") else str(node.target)
+            arguments = fx.map_arg((node.args, node.kwargs), reference)  # type: ignore[arg-type]
+            state.update(f"{reference(node)!r} {node.op} {target} {arguments!r}\n".encode())
+    for node in module.graph.find_nodes(op="get_attr"):
+        reference(node)
+
+
+def _hash_attribute(state: Any, value: Any) -> None:
+    if isinstance(value, fx.GraphModule):
+        state.update(b"branch(")
+        _hash_graph(state, value)
+        state.update(b")")
+    else:
+        state.update(f"weight {weight_digest(value)}\n".encode())
 
 
 class _Reference:

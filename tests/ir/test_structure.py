@@ -58,3 +58,24 @@ def test_digest_tells_dtype_and_shape_apart():
     tensors = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(()), torch.zeros(0)]
     tensors.append(torch.zeros(8, dtype=torch.bfloat16))
     assert len({weight_digest(tensor) for tensor in tensors}) == len(tensors)
+
+
+def test_the_order_of_weights_does_not_count_but_sharing_does():
+    class Twice(torch.nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.ones(3))
+            self.b = self.a if shared else torch.nn.Parameter(torch.ones(3))
+            self.c = torch.nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return (x + self.c) * self.a - self.b
+
+    program = shave.trace(Twice(False), (torch.randn(3),))
+    moved = program.clone()
+    weights = moved.graph.find_nodes(op="get_attr")
+    weights[0].prepend(weights[2])
+    moved.verify()
+    assert [node.target for node in moved.graph.find_nodes(op="get_attr")] == ["c", "a", "b"]
+    assert moved.structural_hash() == program.structural_hash()
+    assert shave.trace(Twice(True), (torch.randn(3),)).structural_hash() != program.structural_hash()
