@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
-from shave.ir.from_onnx.values import Value, as_number, as_int
+from shave.ir.from_onnx.values import Value, as_int, as_number
 
-_LONGEST_MATRIX = 4096
+_LONGEST_MATRIX = 1024
 
 
 @onnx_op("DFT", since=17)

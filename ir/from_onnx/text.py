@@ -27,7 +27,9 @@ def tf_idf_vectorizer(node: OnnxNode, x: Tensor) -> Tensor:
     if node.attr("mode") == "IDF":
         counts = (counts > 0).to(torch.float32)
     if node.attr("mode") != "TF" and node.attr("weights"):
-        counts = counts * torch.tensor(node.attr("weights"))
+        weight_of_column = np.zeros(counts.shape[1], np.float32)
+        weight_of_column[columns] = node.attr("weights")
+        counts = counts * torch.from_numpy(weight_of_column)
     return counts if x.ndim == 2 else counts.squeeze(0)
 
 
