@@ -17,7 +17,7 @@ from shave.passes import syntax
 from shave.passes.base import Pass
 from shave.passes.suggest import nearest
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf|nan")
 _BARE = re.compile(r"[A-Za-z_/][\w./:*+?^$|()\\<>-]*", re.ASCII)
 _KEYWORDS = ("true", "false", "none", "inf", "nan")
@@ -113,7 +113,7 @@ def written(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, Mapping):
-        return "{" + " ".join(f"{key}={written(item)}" for key, item in value.items()) + "}"
+        return "{" + " ".join(f"{written(str(key))}={written(item)}" for key, item in value.items()) + "}"
     raise TypeError(f"a value of type {type(value).__name__} cannot be written in a pipeline")
 
 

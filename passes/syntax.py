@@ -5,9 +5,9 @@ Pipeline
 Item
     A name, then perhaps options.
 Options
-    ``{``, then any number of ``name=value``, separated by white space or a comma, then ``}``.
+    Any number of ``name=value`` in braces, separated by white space or a comma. A name may be quoted.
 Value
-    A bare word, a string in double quotes as in JSON, options, or ``[``, any number of values, ``]``.
+    A bare word, a string in double quotes as in JSON, options, or any number of values in brackets, separated likewise.
 """
 
 from __future__ import annotations
@@ -163,9 +163,25 @@ class _Parser:
         return Options(self.enclosed("{", "}", lambda: self.option(depth)), position)
 
     def option(self, depth: int) -> tuple[Word, Value]:
-        name = self.word("the name of an option")
+        name = self.name()
         self.expect("=", f"expected {name.text}=VALUE")
         return name, self.value(depth)
+
+    def name(self) -> Word:
+        """The name of an option is a word; keys of a mapping may be any string."""
+        if self.kind != "string":
+            return self.word("the name of an option")
+        string = self.string()
+        return Word(string.text, string.position)
+
+    def string(self) -> String:
+        position = self.position
+        try:
+            text = json.loads(self.lexeme, strict=False)
+        except ValueError as error:
+            fail(self.text, position, f"this string is not as in JSON: {error}", error)
+        self.advance()
+        return String(text, position)
 
     def value(self, depth: int) -> Value:
         if depth > _DEPTH:
@@ -176,12 +192,7 @@ class _Parser:
         if self.at("{"):
             return self.options(depth + 1)
         if self.kind == "string":
-            try:
-                text = json.loads(self.lexeme)
-            except ValueError as error:
-                fail(self.text, position, f"this string is not as in JSON: {error}", error)
-            self.advance()
-            return String(text, position)
+            return self.string()
         return self.word("a value")
 
     def enclosed(self, opening: str, closing: str, element: Callable[[], T]) -> tuple[T, ...]:
