@@ -150,7 +150,8 @@ def _cond(node: OnnxNode, condition: Tensor, *branches: Graph) -> tuple[Tensor, 
     outer = {name: operands.position(value) for name, value in captured.items() if isinstance(value, Tensor)}
     asked: list[list[int]] = []
     for branch in branches:
-        with disable_proxy_modes_tracing(), weights(operands.recorder(noted := [])):
+        noted: list[int] = []
+        with disable_proxy_modes_tracing(), weights(operands.recorder(noted)):
             _run_branch(node, branch, {name: operands.tensors[position] for name, position in outer.items()})
         asked.append(noted)
 

@@ -62,8 +62,9 @@ def quantize_linear(node: OnnxNode, x: Tensor, scale: Value, zero_point: Value |
 def dequantize_linear(node: OnnxNode, x: Value, scale: Value, zero_point: Value | None = None) -> Tensor:
     """Quantized values to real ones, (x - zero_point) * scale, per tensor, per axis or per block."""
     output_dtype = node.attr("output_dtype", 0)
-    out = torch_dtype(output_dtype) if output_dtype else as_tensor(scale).dtype
-    return _dequantize(x, scale, zero_point, node.attr("axis", 1), node.attr("block_size", 0)).to(out)
+    out = torch_dtype(output_dtype) if output_dtype else getattr(torch, _kind(scale))
+    real = _dequantize(x, scale, zero_point, node.attr("axis", 1), node.attr("block_size", 0))
+    return real if real.dtype == out else real.to(out)
 
 
 @onnx_op("DynamicQuantizeLinear", since=11)
@@ -116,10 +117,7 @@ def qlinear_matmul(
     y_zero_point: Value,
 ) -> Tensor:
     """Quantized product as dequantize, product, quantize; scales go by tensor, row of ``a`` or column of ``b``."""
-    real = torch.matmul(
-        _dequantize(a, a_scale, a_zero_point, -2, 0).to(torch.float32),
-        _dequantize(b, b_scale, b_zero_point, -1, 0).to(torch.float32),
-    )
+    real = torch.matmul(_dequantize(a, a_scale, a_zero_point, -2, 0), _dequantize(b, b_scale, b_zero_point, -1, 0))
     return _quantize(real, y_scale, y_zero_point, _kind(y_zero_point), -2, 0)
 
 
@@ -168,7 +166,7 @@ def _quantize(x: Tensor, scale: Value, zero_point: Value | None, kind: str, axis
 def _dequantize(x: Value, scale: Value, zero_point: Value | None, axis: int, block: int) -> Tensor:
     kind, q = _kind(x), as_tensor(x)
     if kind not in _INTEGERS:
-        return q.to(torch.float32) * _spread(as_tensor(scale).to(torch.float32), q, axis, block)
+        return q.to(torch.float32) * _spread(_cast(scale, torch.float32), q, axis, block)
     dtype, low, high = _INTEGERS[kind]
     if _is_scalar(scale) and not block:
         if is_host(scale) and is_host(zero_point):
@@ -192,10 +190,16 @@ def _numbers(scale: Value, zero_point: Value | None) -> tuple[float, int]:
 
 def _parameters(scale: Value, zero_point: Value | None) -> tuple[Tensor, Tensor]:
     """Scale and zero point as float32 and int64 tensors, the dtypes of the per-channel ops."""
-    scales = as_tensor(scale).to(torch.float32)
     if zero_point is None:
-        return scales, torch.zeros(scales.shape, dtype=torch.int64)
-    return scales, as_tensor(zero_point).to(torch.int64)
+        zero_point = np.zeros([int(size) for size in scale.shape], np.int64)
+    return _cast(scale, torch.float32), _cast(zero_point, torch.int64)
+
+
+def _cast(values: Value, dtype: torch.dtype) -> Tensor:
+    """The values in another dtype; known ones are converted here and now, so that the graph holds no conversion."""
+    if isinstance(values, Tensor):
+        return values if values.dtype == dtype else values.to(dtype)
+    return as_tensor(values if values.dtype == dtype_name(dtype) else values.astype(dtype_name(dtype)))
 
 
 def _spread(values: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -223,6 +227,4 @@ def _to_float8(x: Tensor, dtype: torch.dtype, saturate: bool) -> Tensor:
 def _centred(q: Value, zero_point: Value | None, axis: int) -> Tensor:
     """The integers minus their zero point, as int32."""
     wide = as_tensor(q).to(torch.int32)
-    if zero_point is None:
-        return wide
-    return wide - _spread(as_tensor(zero_point).to(torch.int32), wide, axis, 0)
+    return wide if zero_point is None else wide - _spread(_cast(zero_point, torch.int32), wide, axis, 0)

@@ -5,6 +5,7 @@ case is first read as it is; if the reader refuses, its inputs of rank 0 and 1 b
 that frameworks write.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +44,9 @@ class Exclusion:
 @cache
 def all_cases() -> dict[str, TestCase]:
     """Every node case by name."""
-    return {case.name: case for case in load_model_tests(kind="node")}
+    with warnings.catch_warnings():  # onnx overflows on purpose while it computes what to expect
+        warnings.simplefilter("ignore")
+        return {case.name: case for case in load_model_tests(kind="node")}
 
 
 def in_scope(case: TestCase) -> bool:
@@ -61,17 +64,26 @@ def run_case(case: TestCase) -> Outcome:
     reason = exclusion(case)
     if reason is not None:
         return Outcome(case.name, "excluded", reason)
-    error: Exception | None = None
+    problem = None
     for first_bound, status in _ATTEMPTS[1:] if _has_narrow_input(case) else _ATTEMPTS:
-        try:
-            for inputs, expected in case.data_sets:
-                _check(case, [_array(value) for value in inputs], [_array(value) for value in expected], first_bound)
+        problem = _problem(case, first_bound)
+        if problem is None:
             return Outcome(case.name, status)
-        except AssertionError as wrong:
-            return Outcome(case.name, "failed", " ".join(str(wrong).split()))
-        except Exception as refused:  # an error of any kind is this case's outcome, not the end of the run
-            error = refused
-    return Outcome(case.name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        if problem.startswith("wrong"):
+            break
+    return Outcome(case.name, "failed", problem or "")
+
+
+def _problem(case: TestCase, first_bound: int | None) -> str | None:
+    """What is wrong with a case; an error of any kind is a case's outcome, not the end of the run."""
+    try:
+        for inputs, expected in case.data_sets:
+            _check(case, [_array(value) for value in inputs], [_array(value) for value in expected], first_bound)
+    except AssertionError as error:
+        return f"wrong: {' '.join(str(error).split())}"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
 
 
 # From which input on those of rank 0 and 1 are bound.
@@ -104,7 +116,8 @@ def _compare(case: TestCase, label: str, output: torch.Tensor, expected: torch.T
     operators = {node.op_type for node in case.model.graph.node}
     if operators & RANDOM:
         return
-    rtol = max(case.rtol, 2**-6) if expected.dtype == torch.bfloat16 else case.rtol
+    # Half precision is given two units in the last place, as onnx's own runner gives bfloat16.
+    rtol = max(case.rtol, {torch.bfloat16: 2**-6, torch.float16: 2**-9}.get(expected.dtype, 0.0))
     if expected.dtype.is_floating_point and expected.dtype not in (torch.float16, torch.float32, torch.float64):
         output, expected = output.float(), expected.float()
     # The expected spectra carry the noise of a float32 transform where the true value is zero.
@@ -163,13 +176,19 @@ _SEQUENCE_OPS = (
     "SplitToSequence",
 )
 
+_TRAINING = {f"test_training_dropout{suffix}" for suffix in ("", "_default", "_mask", "_default_mask")}
+
 EXCLUSIONS = (
-    Exclusion("optional types are no tensors", _has_type("optional_type")),
+    Exclusion(
+        "optional types are no tensors",
+        lambda case: _has_type("optional_type")(case) or _has_op("OptionalGetElement", "OptionalHasElement")(case),
+    ),
     Exclusion(
         "sequences are no tensors", lambda case: _has_type("sequence_type")(case) or _has_op(*_SEQUENCE_OPS)(case)
     ),
     Exclusion("strings", _has_element("STRING")),
     Exclusion("decodes image files", _has_op("ImageDecoder")),
+    Exclusion("drops elements at random, as in training", lambda case: case.name in _TRAINING),
     Exclusion("torch has no 4-bit or 6-bit floats", _has_element("FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")),
     Exclusion("Scan before opset 9 is another operator", lambda case: _has_op("Scan")(case) and _opset(case) < 9),
 )
