@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class TimingRow:
     """One row of a timing tree.
 
     Attributes:
-        depth: 0 for the pipeline, 1 for a pass, 2 for a phase of a pass.
+        depth: 0 for the pipeline, 1 for its start and each pass, 2 for a phase of a pass.
         label: The pass or phase.
         seconds: Wall-clock time, what lies below included.
     """
@@ -79,21 +80,29 @@ class TimingRow:
 
 
 class Timing(Instrument):
-    """Collects the time of each pass by phase; the verifier, the hash and the check of outputs have their own rows."""
+    """Collects the time of each pass by phase; the verifier, the hash and the check of outputs have their own rows.
+
+    The row of the pipeline is wall-clock time from end to end, so it also holds what other instruments spend.
+    """
 
     def __init__(self) -> None:
         self.rows: list[TimingRow] = []
 
     def before_pipeline(self, program: Program, passes: Sequence[Pass], context: Context) -> None:
         """Start anew."""
+        self._start = time.perf_counter()
         self.rows = [TimingRow(0, "pipeline", 0.0)]
+
+    def before_pass(self, program: Program, step: Step) -> None:
+        """Add what was spent on the program given: verifying, hashing and running it."""
+        if step.position == 1:
+            self.rows.append(TimingRow(1, "start", time.perf_counter() - self._start))
 
     def after_pass(self, program: Program, step: Step, report: PassReport) -> None:
         """Add a pass and its phases."""
-        seconds = sum(report.seconds.values())
-        self.rows.append(TimingRow(1, report.text, seconds))
+        self.rows.append(TimingRow(1, report.text, sum(report.seconds.values())))
         self.rows += [TimingRow(2, phase, spent) for phase, spent in report.seconds.items()]
-        self.rows[0] = TimingRow(0, "pipeline", self.rows[0].seconds + seconds)
+        self.rows[0] = TimingRow(0, "pipeline", time.perf_counter() - self._start)
 
     def __str__(self) -> str:
         total = self.rows[0].seconds if self.rows else 0.0

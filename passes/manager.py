@@ -100,21 +100,18 @@ class PassManager:
             calibration = list(calibration)
         context = Context(calibration, evaluate, target, trainer, seed, progress)
         current = program.clone()
+        for instrument in self.instruments:
+            instrument.before_pipeline(current, self.passes, context)
         self._verify(current)
         digest = current.structural_hash()
         outputs = self._start_check(current, context)
-        for instrument in self.instruments:
-            instrument.before_pipeline(current, self.passes, context)
         for step, stage in zip(self._steps(), stages[1:], strict=True):
             for instrument in self.instruments:
                 instrument.before_pass(current, step)
-            candidate = current.clone()
             try:
-                report, digest = self._step(candidate, step, stage, context, digest, outputs)
+                current, report, digest = self._step(current, step, stage, context, digest, outputs)
             except Exception as error:
                 self._fail(current, step, context, error)
-            current = candidate
-            current.report = (*current.report, report)
             _log.info("%s", report)
             for instrument in reversed(self.instruments):
                 instrument.after_pass(current, step, report)
@@ -127,18 +124,20 @@ class PassManager:
 
     def _step(
         self,
-        program: Program,
+        before: Program,
         step: Step,
         stage: Stage,
         context: Context,
         digest: str,
         outputs: OutputCheck | None,
-    ) -> tuple[PassReport, str]:
-        """Run one pass on ``program``, in place; return its report and the program's new digest."""
+    ) -> tuple[Program, PassReport, str]:
+        """Run one pass on a clone; return what it made, its report, and the new digest."""
         instance = step.instance
         seconds: dict[str, float] = {}
         if context.progress is not None:
             context.progress(str(instance), step.position - 1, step.total)
+        with _timed(seconds, "clone"):
+            program = before.clone()
         with _timed(seconds, "apply"):
             report = instance.apply(program, context)
         if not isinstance(report, Report):
@@ -167,7 +166,8 @@ class PassManager:
             raise PassError(f"{instance.name} {what}, but reports {len(done.applied)} nodes as applied")
         if context.progress is not None:
             context.progress(str(instance), step.position, step.total)
-        return done, after
+        program.report = (*before.report, done)
+        return program, done, after
 
     def _verify(self, program: Program) -> None:
         if self.verify is not None:

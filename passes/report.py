@@ -77,7 +77,7 @@ class PassReport:
         metrics: Figures of the pass's own.
         drift: By output name, how the outputs moved from before the pass to behind it on the probe inputs; empty where
             nothing changed or nothing was measured.
-        seconds: Time by phase: ``apply``, ``hash``, ``verify``, ``check``.
+        seconds: Time by phase: ``clone``, ``apply``, ``verify``, ``hash``, ``check``.
     """
 
     name: str

@@ -54,7 +54,7 @@ def test_reports_are_appended_and_changed_is_computed() -> None:
     ]
     assert [entry.names[-1] for entry in result.report[1].applied] == ["first.relu", "second.relu"]
     assert [entry.text for entry in result.report[0].skipped] == ["idle passes do nothing"] * 2
-    assert set(result.report[1].seconds) == {"apply", "verify", "hash", "check"}
+    assert set(result.report[1].seconds) == {"clone", "apply", "verify", "hash", "check"}
     again = manager(Idle()).run(result)
     assert len(again.report) == 4
     assert len(result.report) == 3
