@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import tvm_ffi
@@ -22,6 +23,7 @@ from shave.backends.tvm.schedule.stage import (
     constant,
     is_branch,
     loads,
+    rewrite_loads,
     substitute,
     uses,
     work,
@@ -43,6 +45,32 @@ def offset(buffer: Buffer, indices: Sequence[Expr]) -> Expr:
     for index, stride in zip(indices, strides, strict=True):
         total = total + index * stride
     return total
+
+
+def flatten(stage: Stage, flat: Mapping[Buffer, Buffer]) -> Stage:
+    """The stage on one-dimensional buffers.
+
+    Joined axes would leave quotients and remainders in the indices of each dimension; in the position they cancel, as
+    long as nothing simplifies the dimensions one by one before.
+    """
+    known = analyzer(stage.axes)
+
+    def place(buffer: Buffer, indices: Sequence[Expr]) -> Expr:
+        return known.simplify(offset(buffer, indices))
+
+    def load(n: Any) -> Expr:
+        return tirx.BufferLoad(flat[n.source], [place(n.source, n.indices)])
+
+    def store(s: Store) -> Store:
+        indices = [rewrite_loads(i, load) for i in s.indices]
+        return Store(flat[s.buffer], (place(s.buffer, indices),), rewrite_loads(s.value, load))
+
+    return replace(
+        stage,
+        stores=tuple(map(store, stage.stores)),
+        inits=tuple(map(store, stage.inits)),
+        binds=tuple((var, rewrite_loads(value, load)) for var, value in stage.binds),
+    )
 
 
 def linear_stride(position: Expr, axis: Axis, known: Any) -> int | None:
@@ -190,7 +218,9 @@ def best_axis(stage: Stage, axes: Sequence[Axis], target: Target) -> VectorAxis 
         if lanes < 2:
             continue
         strides = [stride(p, axis, native, known) for p in positions]
-        memory = sum(1.0 if s in (0, 1) else 0.75 * lanes for s in strides)
+        # Scattering a vector is dearer than gathering one.
+        gather = [0.75] * (len(strides) - len(stage.stores)) + [1.0] * len(stage.stores)
+        memory = sum(1.0 if s in (0, 1) else dear * lanes for s, dear in zip(strides, gather, strict=True))
         per_vector = arithmetic + memory
         if breakpoints(stage, axis) is None:
             per_vector = scalar * lanes * 1.1
@@ -230,11 +260,18 @@ def collapse(stage: Stage, fixed: Sequence[Axis]) -> Stage:
                 joined = Axis(tirx.Var(f"{outer.var.name}_{inner.var.name}", outer.extent.ty), known.simplify(outer.extent * inner.extent), inner.reduces)
                 values = {outer.var: joined.var // inner.extent, inner.var: joined.var % inner.extent}
                 kept[place - 1 : place + 1] = [joined]
-                stage = replace(stage.substitute(values), axes=tuple(kept))
                 known = analyzer(kept)
+                stage = replace(stage.map(partial(_join, values, known)), axes=tuple(kept))
                 positions = [known.simplify(substitute(p, values)) for p in positions]
         place -= 1
     return stage
+
+
+def _join(values: Mapping[Var, Expr], known: Any, expr: Expr) -> Expr:
+    expr = substitute(expr, values)
+    if str(expr.ty.dtype).startswith("int"):
+        return known.simplify(expr)
+    return rewrite_loads(expr, lambda n: tirx.BufferLoad(n.source, [known.simplify(i) for i in n.indices]))
 
 
 def _is_data(stage: Stage, axis: Axis) -> bool:

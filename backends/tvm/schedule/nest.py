@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import tvm_ffi
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, tirx, tvm
@@ -19,15 +22,20 @@ from shave.backends.tvm.schedule.stage import (
     analyzer,
     constant,
     fold_conditions,
+    is_branch,
+    loads,
     rewrite_loads,
     substitute,
     work,
 )
+from shave.backends.tvm.schedule.transpose import Tile, tile, transposed
 
 ACCUMULATORS = 4
 """Vectors in flight: enough independent sums to hide the latency of an addition, and to amortise the loop."""
 HEAVY = 16
 """Operations on one element from which a single vector at a time keeps the ports busy (and registers scarce)."""
+HOISTED = 4
+"""Operations from which a value that is the same in all lanes is computed once, before the loop."""
 
 Body = Callable[[Expr, int], Stmt]
 """Statements for the ``lanes`` elements of the vector axis that start at a position."""
@@ -109,12 +117,17 @@ class Nest:
         self._parallel = parallel
         self._free = [a for a in stage.axes if a.var not in fixed]
         self._choice = best_axis(stage, self._free, target)
+        self._tile = None
+        if self._choice is not None and self._choice.strided:
+            self._tile = tile(stage, self._choice, [a for a in self._free if not a.reduces])
 
     @property
     def rule(self) -> str:
         """What this nest became, in a word or two."""
         if self._choice is None:
             return "scalar"
+        if self._tile is not None:
+            return "transpose"
         return "reduce-lanes" if self._choice.axis.reduces else "reduce-vector" if self._stage.reducing else "map"
 
     def write(self) -> Stmt:
@@ -126,6 +139,8 @@ class Nest:
             return nested(spatial, self._scalar, threads)
         if self._choice.axis.reduces:
             return nested(spatial, lambda at: self._reduce_in_lanes(at, self._choice), threads)
+        if self._tile is not None:
+            return self._tiled(self._tile, self._choice)
         kind = tirx.ForKind.PARALLEL if chunks_share else tirx.ForKind.SERIAL
         return nested(spatial, lambda at: self._along_vector(at, self._choice, kind), threads)
 
@@ -205,9 +220,39 @@ class Nest:
 
     def _along_vector(self, at: Mapping[Var, Expr], choice: VectorAxis, kind: int) -> Stmt:
         body = self._reduce_vector if self._stage.reducing else self._map
-        return self._over_segments(
+        bound, self._stage = self._hoist(at, choice.axis) if not self._stage.reducing else ([], self._stage)
+        loops = self._over_segments(
             choice, self._unroll(), lambda position, lanes: body({**at}, choice.axis.var, position, lanes), kind
         )
+        return sequence([*bound, loops])
+
+    def _hoist(self, at: Mapping[Var, Expr], axis: Axis) -> tuple[list[Stmt], Stage]:
+        """Name what is the same in every lane and costs something (the 1/sqrt of a row) in front of the loop."""
+        stage = self._stage
+        written = {s.buffer for s in stage.stores}
+        found: list[tuple[Expr, Expr]] = []
+
+        def constant_along(node: Expr) -> bool:
+            free = tvm.tirx.analysis.undefined_vars(node)
+            inside = {axis.var, *(var for var, _ in stage.binds)}
+            return not any(v in inside for v in free) and not any(n.source in written for n in loads(node))
+
+        def visit(node: Any, mutator: Any) -> Any:
+            if isinstance(node, tvm.ir.Call) and is_branch(node):
+                return node
+            if isinstance(node, (tirx.Let, tvm.ir.TensorLoad)):
+                return node
+            if isinstance(node, tvm.ir.Expr) and work(node) >= HOISTED and constant_along(node):
+                name = tirx.Var("same", node.ty)
+                found.append((name, substitute(node, {**self._fixed, **at})))
+                return name
+            return mutator.default_mutate(node)
+
+        def change(value: Expr) -> Expr:
+            return tvm_ffi.structural_mutate(value, [(tvm.ir.Expr, visit)])
+
+        hoisted = replace(stage, stores=tuple(replace(s, value=change(s.value)) for s in stage.stores))
+        return [tirx.Bind(name, value) for name, value in found], hoisted
 
     def _map(self, at: dict[Var, Expr], axis: Var, position: Expr, lanes: int) -> Stmt:
         def one(lane: Expr) -> Stmt:
@@ -215,6 +260,88 @@ class Nest:
             return self._assign(stage, lambda _, s: tirx.BufferStore(s.buffer, s.value, list(s.indices)))
 
         return self._lanes(lanes, one)
+
+    def _tiled(self, square: Tile, choice: VectorAxis) -> Stmt:
+        """Squares first, then the strips at the two edges that no square fills."""
+        along, across, side = choice.axis, square.across, square.side
+        height, width = across.size or 0, along.size or 0
+        others = [a for a in self._free if a.var not in (along.var, across.var)]
+        strips = Axis(tirx.Var("strip", across.extent.ty), constant(height // side, across.extent), False)
+        outer = [*others, strips]
+
+        def squares(at: Mapping[Var, Expr]) -> Stmt:
+            top = at[strips.var] * constant(side, across.extent)
+            place = {k: v for k, v in at.items() if k is not strips.var}
+            return loop(
+                constant(width // side, along.extent),
+                lambda chunk: self._square(place, square, top, along, chunk * constant(side, along.extent)),
+                name="chunk",
+            )
+
+        def edge(row: Axis, first: int, start: int, lanes: int) -> Stmt:
+            def line(at: Mapping[Var, Expr]) -> Stmt:
+                values = {k: v for k, v in at.items() if k is not row.var}
+                values[across.var] = at[row.var] + constant(first, across.extent)
+                return self._map(values, along.var, constant(start, along.extent), lanes)
+
+            return nested([*others, row], line)
+
+        def rows(count: int) -> Axis:
+            return Axis(tirx.Var("line", across.extent.ty), constant(count, across.extent), False)
+
+        full_height, full_width = height // side * side, width // side * side
+        threads = shared_by_threads(outer, self._target.cores) if self._parallel else 0
+        statements = [nested(outer, squares, threads)]
+        if full_width < width:
+            statements.append(edge(rows(height), 0, full_width, width - full_width))
+        if full_height < height:
+            statements += [
+                edge(rows(height - full_height), full_height, start, side) for start in range(0, full_width, side)
+            ]
+        return sequence(statements)
+
+    def _square(self, at: Mapping[Var, Expr], square: Tile, top: Expr, along: Axis, left: Expr) -> Stmt:
+        side = square.side
+        zero, one = constant(0, top), constant(1, top)
+        statements: list[Stmt] = []
+        columns: list[Buffer] = []
+        for load in square.strided:
+            dtype = str(load.source.ty.dtype)
+            column = tirx.decl_buffer((side * side,), dtype, f"{load.source.name}_tile", scope="local")
+            columns.append(column)
+            rows = []
+            for lane in range(side):
+                values = {**self._fixed, **at, square.across.var: top, along.var: left + constant(lane, left)}
+                first = substitute(load.indices[0], values)
+                rows.append(tirx.BufferLoad(load.source, [tirx.Ramp(first, one, side)]))
+            steps, names = transposed(rows)
+            statements += [tirx.AllocBuffer(column), *steps]
+            statements += [
+                tirx.BufferStore(column, name, [tirx.Ramp(constant(place * side, zero), one, side)])
+                for place, name in enumerate(names)
+            ]
+
+        def line(place: Expr) -> Stmt:
+            def element(lane: Expr) -> Stmt:
+                def change(n: Any) -> Expr:
+                    for load, column in zip(square.strided, columns, strict=True):
+                        if tvm_ffi.structural_equal(n, load):
+                            return tirx.BufferLoad(column, [place * constant(side, place) + lane])
+                    return n
+
+                tiled = replace(
+                    self._stage,
+                    stores=tuple(replace(s, value=rewrite_loads(s.value, change)) for s in self._stage.stores),
+                )
+                values = {**self._fixed, **at, square.across.var: top + place, along.var: left + lane}
+                store = tiled.substitute(values).stores[0]
+                return tirx.BufferStore(store.buffer, store.value, list(store.indices))
+
+            return self._lanes(side, element)
+
+        heavy = work(*self._stage.values) >= HEAVY
+        kind = tirx.ForKind.SERIAL if heavy else tirx.ForKind.UNROLLED
+        return sequence([*statements, loop(constant(side, top), line, kind, name="line")])
 
     def _accumulators(self, lanes: int) -> list[Buffer]:
         return [

@@ -23,7 +23,7 @@ import tvm_ffi
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, PrimFunc, tirx, tvm
-from shave.backends.tvm.schedule.access import best_axis
+from shave.backends.tvm.schedule.access import best_axis, flatten
 from shave.backends.tvm.schedule.inline import inline
 from shave.backends.tvm.schedule.intrinsics import expand_intrinsics
 from shave.backends.tvm.schedule.nest import Nest, nested, sequence, shared_by_threads
@@ -97,18 +97,22 @@ def _rewrite(function: PrimFunc, target: Target) -> tuple[Stmt, str]:
     stages = [read_stage(s) for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
     stages = inline(stages, intermediate)
     groups = group(stages, target)
-    statements, rules, crossing = [], [], dict.fromkeys(s.buffer for stage in stages for s in stage.stores)
+    statements: list[Stmt] = []
+    rules: list[str] = []
+    flat: dict[Buffer, Buffer] = {}
     for g in groups:
         own = {s.buffer for stage in g.stages for s in stage.stores} & intermediate
         read_elsewhere = {load.source for other in groups if other is not g for s in other.stages for load in s.reads}
         private = own - read_elsewhere
-        statement, names = _write_group(g, private if g.depth else set(), target)
-        if g.depth:
-            crossing = {b: None for b in crossing if b not in private}
+        statement, names = _write_group(g, private if g.depth else set(), flat, target)
         statements.append(statement)
         rules += [f"parallel {name}" if _is_parallel(statement) else name for name in names]
-    allocations = [tirx.AllocBuffer(b) for b in crossing if b in intermediate]
-    block = tvm.s_tir.SBlock([], [], [], "root", sequence([*allocations, *statements]))
+    declared = [
+        tirx.AllocBuffer(view) if buffer in intermediate else tirx.DeclBuffer(view, data=buffer.data)
+        for buffer, view in flat.items()
+        if not view.same_as(buffer) or buffer in intermediate
+    ]
+    block = tvm.s_tir.SBlock([], [], [], "root", sequence([*declared, *statements]))
     return tvm.s_tir.SBlockRealize([], True, block), ", ".join(rules)
 
 
@@ -177,17 +181,25 @@ def _cost(stage: Stage) -> int:
     return stage.iterations * (2 + work(*stage.values))
 
 
-def _write_group(g: Group, private: set[Buffer], target: Target) -> tuple[Stmt, list[str]]:
+def _write_group(
+    g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], target: Target
+) -> tuple[Stmt, list[str]]:
     parallel = target.cores > 1 and sum(map(_cost, g.stages)) >= PARALLEL_WORK
-    if not g.depth:
-        nest = Nest(g.stages[0], {}, target, parallel)
-        return nest.write(), [nest.rule]
     stages, buffers = _shrink(g, private)
+    own = {b: _flat_view(b, b.scope()) for b in buffers}
+    for stage in stages:
+        for buffer in [s.buffer for s in stage.stores] + [load.source for load in stage.reads]:
+            if buffer not in own and buffer not in flat:
+                flat[buffer] = _flat_view(buffer, buffer.scope())
+    stages = [flatten(stage, {**flat, **own}) for stage in stages]
+    if not g.depth:
+        nest = Nest(stages[0], {}, target, parallel)
+        return nest.write(), [nest.rule]
     axes = g.stages[0].spatial[: g.depth]
     rules: list[str] = []
 
     def row(at: Mapping[Var, Expr]) -> Stmt:
-        statements = [tirx.AllocBuffer(b) for b in buffers]
+        statements = [tirx.AllocBuffer(b) for b in own.values()]
         for stage in stages:
             fixed = {a.var: at[shared.var] for a, shared in zip(stage.spatial, axes, strict=False)}
             nest = Nest(stage, fixed, target, False)
@@ -197,6 +209,20 @@ def _write_group(g: Group, private: set[Buffer], target: Target) -> tuple[Stmt, 
 
     threads = shared_by_threads(axes, target.cores) if parallel else 0
     return nested(axes, row, threads), rules
+
+
+def _flat_view(buffer: Buffer, scope: str) -> Buffer:
+    """A one-dimensional buffer of the same elements."""
+    if len(buffer.shape) == 1 and not list(buffer.strides):
+        return buffer
+    strides = list(buffer.strides)
+    size: Expr = IntImm("int64", 1)
+    for extent in buffer.shape:
+        size = size * extent
+    if strides and buffer.shape:
+        size = strides[0] * buffer.shape[0]
+    size = tvm.sym.Analyzer().simplify(size)
+    return tirx.decl_buffer((size,), str(buffer.ty.dtype), f"{buffer.name}_flat", scope=scope)
 
 
 def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
