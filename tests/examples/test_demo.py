@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 import shave
 from examples import demo
+from examples.digits import held_out
 from shave.backends.timing import Timing
 
 
@@ -128,3 +130,17 @@ def test_an_artifact_that_disagrees_is_never_timed(
     assert out == ""
     assert "error: digits_cnn: scores differ by up to 0.5, more than 0.001" in err
     assert player.calls == 1
+
+
+@pytest.mark.parametrize("path", demo.MODELS, ids=lambda path: path.stem)
+def test_the_whole_road_keeps_the_recorded_accuracy(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads(path.with_name("ACCURACY.json").read_text(encoding="utf-8"))["models"][path.stem]
+    monkeypatch.setattr(demo, "ARTIFACTS", tmp_path)
+    result = demo.measure(path, held_out(), Console(file=io.StringIO()))
+    assert result.accuracy == pytest.approx((record["accuracy"], record["accuracy"]), abs=5e-5)
+    assert result.difference < 2e-5
+    assert result.file_bytes == (record["bytes"], (tmp_path / f"{path.stem}.shave").stat().st_size)
+    assert result.macs == {"digits_cnn": 631_424, "digits_transformer": 1_688_192}[path.stem]
+    assert set(result.latency) == set(demo.ENGINES)
