@@ -51,7 +51,7 @@ check_versions(version("apache-tvm"), version("apache-tvm-ffi"))
 os.environ["TVM_NUM_THREADS"] = default_threads(dict(os.environ))
 
 import tvm  # noqa: E402  (the environment comes first)
-from tvm import relax, te, tirx  # noqa: E402
+from tvm import relax, te, tirx, topi  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script import builder as T  # noqa: E402
 
@@ -69,6 +69,7 @@ __all__ = [
     "relax",
     "te",
     "tirx",
+    "topi",
     "tvm",
     "tvm_target",
 ]

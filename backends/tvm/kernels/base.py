@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shave.backends.target import Target
-from shave.backends.tvm.adapter import Expr, PrimFunc, T
+from shave.backends.tvm.adapter import Expr, PrimFunc, T, tirx
 from shave.backends.tvm.kernels.epilogue import Epilogue
 
 Dimension = int | None
@@ -105,6 +105,16 @@ def loop(count: int | Expr) -> Iterator[int | Expr]:
 
 
 @contextmanager
+def only_if(condition: Expr | bool) -> Iterator[None]:
+    """Statements that run where a condition holds; no test where it is known to."""
+    if condition is True:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
+
+
+@contextmanager
 def unrolled(start: int, stop: int) -> Iterator[int | Expr]:
     """A loop that TVM unrolls, so that its variable counts as a constant for LLVM."""
     if stop - start == 1:
@@ -124,8 +134,18 @@ def span(start: int | Expr, width: int) -> Expr | int:
 
 
 def bind(*values: int | Expr) -> list[int | Expr]:
-    """Give names to expressions that many statements will use; numbers stay numbers."""
-    return [value if isinstance(value, int) else T.bind(value) for value in values]
+    """Give names to expressions that many statements will use; numbers stay numbers.
+
+    The names are variables in memory (for LLVM: registers). TVM's passes put the value of a ``let`` back wherever its
+    name is used, which made compiling several times slower and for chains of names exponential.
+    """
+
+    def variable(value: Expr) -> Expr:
+        buffer = T.alloc_buffer((1,), str(value.ty.dtype), scope="local", layout=None)
+        T.buffer_store(buffer, value, [0])
+        return buffer[0]
+
+    return [value if isinstance(value, int) else variable(value) for value in values]
 
 
 def offset(sizes: Sequence[int], *indices: int | Expr) -> int | Expr:
@@ -164,6 +184,20 @@ class Flat:
         T.buffer_store(self._flat, value, [span(offset, width)])
 
 
+def quotient(a: int | Expr, b: int | Expr) -> int | Expr:
+    """A / b rounded towards zero.
+
+    The operator // of TIR rounds down: for symbols of unknown sign that is a tree of tests which repeats its operands,
+    and nested divisions grow exponentially.
+    """
+    return a // b if isinstance(a, int) and isinstance(b, int) else tirx.truncdiv(a, b)
+
+
+def remainder(a: int | Expr, b: int | Expr) -> int | Expr:
+    """What :func:`quotient` leaves."""
+    return a % b if isinstance(a, int) and isinstance(b, int) else tirx.truncmod(a, b)
+
+
 def unravel(index: Expr, extents: Sequence[int | Expr]) -> list[int | Expr]:
     """Split a fused loop variable; extents are outermost first."""
     parts: list[int | Expr] = []
@@ -171,8 +205,8 @@ def unravel(index: Expr, extents: Sequence[int | Expr]) -> list[int | Expr]:
         if isinstance(size, int) and size == 1:
             parts.append(0)
         else:
-            parts.append(index % size)
-            index = index // size
+            parts.append(remainder(index, size))
+            index = quotient(index, size)
     parts.append(index)
     return parts[::-1]
 
@@ -195,17 +229,29 @@ def even_runs(total: int, largest: int) -> list[Run]:
     return [run for run in (Run(bigger, small + 1), Run(tiles - bigger, small)) if run.count]
 
 
-def for_tile(index: int | Expr, runs: Sequence[Run], emit: Callable[[int | Expr, int], None]) -> None:
-    """Emit the body of tile number ``index``: ``emit(first unit, size)``, specialised for each size of tile."""
+def row_runs(rows: int | Expr, largest: int) -> list[Run]:
+    """Cut rows into tiles; a number known only at run time into full tiles, then tiles of 4, then of 1."""
+    if isinstance(rows, int):
+        return even_runs(rows, largest)
+    runs: list[Run] = []
+    for size in (largest, 4, 1):
+        if not runs or size < runs[-1].size:
+            runs.append(Run(quotient(rows, size), size))
+            rows = remainder(rows, size)
+    return runs
+
+
+def for_tile(index: int | Expr, runs: Sequence[Run], emit: Callable[[int | Expr, Run], None]) -> None:
+    """Emit the body of tile number ``index``: ``emit(first unit, its run)``, specialised for each run."""
 
     def branch(first: int | Expr, index: int | Expr, runs: Sequence[Run]) -> None:
         head, *rest = runs
         if not rest:
-            emit(first + index * head.size, head.size)
+            emit(first + index * head.size, head)
             return
         with T.If(index < head.count):
             with T.Then():
-                emit(first + index * head.size, head.size)
+                emit(first + index * head.size, head)
             with T.Else():
                 branch(first + head.count * head.size, index - head.count, rest)
 

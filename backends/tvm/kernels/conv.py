@@ -47,7 +47,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
-from shave.backends.tvm.kernels.register_tile import RegisterTile, cycles_per_step, fits
+from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, fits
 
 MAX_PIXELS = 28
 MAX_VECTORS = 8
@@ -197,11 +197,11 @@ def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, ope
 def _correlated(x: Array, weight: Array, shape: ConvShape) -> Array:
     """[N, groups, in, *spatial] with [groups, out, in, *kernel]."""
     padded = np.pad(x, ((0, 0),) * 3 + shape.padding)
-    result = 0
+    result = np.zeros(())
     for tap in np.ndindex(shape.kernel):
-        window = _strided(tap, shape, shape.out_spatial)
-        result = result + np.einsum("ngi...,goi->ngo...", padded[window], weight[(Ellipsis, *tap)])
-    return np.asarray(result)
+        window, taps = _strided(tap, shape, shape.out_spatial), (Ellipsis, *tap)
+        result = result + np.einsum("ngi...,goi->ngo...", padded[window], weight[taps])
+    return result
 
 
 def _transposed(x: Array, weight: Array, shape: ConvShape) -> Array:
@@ -215,9 +215,13 @@ def _transposed(x: Array, weight: Array, shape: ConvShape) -> Array:
     ]
     full = np.zeros((len(x), shape.groups, weight.shape[2], *extents))
     for tap in np.ndindex(shape.kernel):
-        full[_strided(tap, shape, shape.spatial)] += np.einsum("ngi...,gio->ngo...", x, weight[(Ellipsis, *tap)])
-    crop = tuple(slice(low, low + out) for low, out in zip(before, shape.out_spatial, strict=True))
-    return full[(Ellipsis, *crop)]
+        window, taps = _strided(tap, shape, shape.spatial), (Ellipsis, *tap)
+        full[window] += np.einsum("ngi...,gio->ngo...", x, weight[taps])
+    crop: tuple[Any, ...] = (
+        Ellipsis,
+        *(slice(low, low + out) for low, out in zip(before, shape.out_spatial, strict=True)),
+    )
+    return np.asarray(full[crop])
 
 
 def _strided(tap: Sequence[int], shape: ConvShape, counts: Sequence[int]) -> tuple[Any, ...]:
@@ -282,11 +286,11 @@ class _Emitter:
             split = len(features) if channels_first else len(space)
             (group, tile), position = (rest[:split], rest[split:]) if channels_first else (rest[split:], rest[:split])
 
-            def row(first: int | Expr, vectors: int) -> None:
+            def row(first: int | Expr, blocks: Run) -> None:
                 for run in pixel_runs(inner, self.schedule.pixels):
                     with loop(run.tiles.count) as t:
                         pixel = run.first + t * run.tiles.size
-                        self._tile(phase, run, n, group, first, vectors, [*position, pixel])
+                        self._tile(phase, run, n, group, first, blocks.size, [*position, pixel])
 
             for_tile(tile, channels, row)
 
@@ -316,16 +320,16 @@ class _Emitter:
         vector_step = prod(self.shape.out_spatial) * lanes
         row_step = phase[-1].output_step * lanes
 
-        def at(row: int | Expr, vector: int, lane: int) -> int | Expr:
-            return result + (vector * vector_step + row * row_step + lane)
+        def at(row: int | Expr, part: Part) -> int | Expr:
+            return result + (part.vector * vector_step + row * row_step + part.first)
 
-        def load(operand: int, row: int | Expr, vector: int, lane: int, width: int) -> Expr:
+        def load(operand: int, row: int | Expr, part: Part) -> Expr:
             if isinstance(self.epilogue.operands[operand], Bias):
-                return self.operands[operand].load((block + vector) * lanes + lane, width)
-            return self.operands[operand].load(at(row, vector, lane), width)
+                return self.operands[operand].load((block + part.vector) * lanes + part.first, part.width)
+            return self.operands[operand].load(at(row, part), part.width)
 
-        def store(row: int | Expr, vector: int, lane: int, width: int, value: Expr) -> None:
-            self.y.store(at(row, vector, lane), value, width)
+        def store(row: int | Expr, part: Part, value: Expr) -> None:
+            self.y.store(at(row, part), value, part.width)
 
         tile.finish(self.epilogue, load, store)
 

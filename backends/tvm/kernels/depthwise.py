@@ -27,13 +27,14 @@ from shave.backends.tvm.kernels.base import (
     loop,
     offset,
     pad_channels,
+    remainder,
     root,
     tensor,
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
-from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, RegisterTile
+from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile
 
 UNROLLED_TAPS = 7
 
@@ -113,24 +114,21 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
             space = [axis.extent for axis in outer]
             with T.parallel(0, batch * blocks * prod(space)) as index:
                 image, *position = bind(*unravel(index, [batch * blocks, *space]))
+                (channel_block,) = bind(remainder(image, blocks))
                 for run in pixel_runs(inner, schedule.pixels):
                     with loop(run.tiles.count) as t:
                         first = run.first + t * run.tiles.size
                         tile = RegisterTile(run.tiles.size, 1, lanes)
-                        _reduce(tile, x, weight, shape, phase, run, image, blocks, [*position, first])
+                        _reduce(tile, x, weight, shape, phase, run, image, channel_block, [*position, first])
                         result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
 
-                        def load(
-                            operand: int, row: int | Expr, vector: int, lane: int, width: int, result: Expr = result
-                        ) -> Expr:
+                        def load(operand: int, row: int | Expr, part: Part, result: int | Expr = result) -> Expr:
                             if isinstance(epilogue.operands[operand], Bias):
-                                return operands[operand].load(image % blocks * lanes + lane, width)
-                            return operands[operand].load(result + row * lanes + lane, width)
+                                return operands[operand].load(channel_block * lanes + part.first, part.width)
+                            return operands[operand].load(result + (row * lanes + part.first), part.width)
 
-                        def store(
-                            row: int | Expr, vector: int, lane: int, width: int, value: Expr, result: Expr = result
-                        ) -> None:
-                            y.store(result + row * lanes + lane, value, width)
+                        def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
+                            y.store(result + (row * lanes + part.first), value, part.width)
 
                         tile.finish(epilogue, load, store)
     return builder.get()
@@ -144,10 +142,10 @@ def _reduce(
     phase: tuple[Phase, ...],
     run: PixelRun,
     image: int | Expr,
-    blocks: int,
+    block: int | Expr,
     position: list[int | Expr],
 ) -> None:
-    """Add all taps of one tile; ``image`` counts channel blocks over the whole batch."""
+    """Add all taps of one tile of channel block ``block``; ``image`` counts blocks over the whole batch."""
     *outer, inner = phase
     lanes = tile.lanes
     with ExitStack() as loops:
@@ -161,7 +159,7 @@ def _reduce(
             pixels.append(base + tap * axis.tap_input)
         base = position[-1] * inner.stride + inner.offset
         source = offset((*shape.spatial, lanes), image, *pixels, base, 0)
-        weights = offset((*shape.kernel, lanes), image % blocks, *taps, 0, 0)
+        weights = offset((*shape.kernel, lanes), block, *taps, 0, 0)
         for met in run.taps:
             steps = range(met.first, met.first + met.count)
             if inner.taps > UNROLLED_TAPS:

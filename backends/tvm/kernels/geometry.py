@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from shave.backends.tvm.adapter import Expr, T
-from shave.backends.tvm.kernels.base import Dimension, Run, ceil_div, even_runs
+from shave.backends.tvm.kernels.base import Dimension, Run, ceil_div, even_runs, quotient
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def met_taps(axis: Phase, base: int | Expr) -> tuple[int | Expr, int | Expr]:
     """First tap inside the input and number of such taps, for an output whose tap 0 lies at ``base``."""
     if not axis.padded:
         return 0, axis.taps
-    low = T.max(0, (axis.tap_input - 1 - base) // axis.tap_input)
-    high = T.min(axis.taps, (axis.input_extent - base + axis.tap_input - 1) // axis.tap_input)
+    low = T.max(0, quotient(axis.tap_input - 1 - base, axis.tap_input))
+    high = T.min(axis.taps, quotient(axis.input_extent - base + axis.tap_input - 1, axis.tap_input))
     return low, T.max(0, high - low)
 
 

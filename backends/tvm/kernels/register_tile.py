@@ -7,7 +7,9 @@ tile is a local array that is only indexed with constants, which LLVM turns into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T
@@ -19,11 +21,21 @@ FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
 CYCLES_PER_STEP = 1.0
 
-LoadOperand = Callable[[int, "int | Expr", int, int, int], Expr]
-"""(operand, row, vector, first lane, lanes) to that part of the operand."""
 
-StoreResult = Callable[["int | Expr", int, int, int, Expr], None]
-"""(row, vector, first lane, lanes, value): write that part of the result."""
+@dataclass(frozen=True)
+class Part:
+    """``width`` lanes from ``first`` on of vector number ``vector`` of a row."""
+
+    vector: int
+    first: int | Expr
+    width: int
+
+
+LoadOperand = Callable[[int, "int | Expr", Part], Expr]
+"""(operand, row, part) to that part of the operand."""
+
+StoreResult = Callable[["int | Expr", Part, Expr], None]
+"""(row, part, value): write that part of the result."""
 
 
 def fits(rows: int, vectors: int, target: Target) -> bool:
@@ -77,7 +89,9 @@ class RegisterTile:
             index = span(row * self.lanes, self.lanes)
             T.buffer_store(self._accumulators, self._accumulators[index] + value(row) * weight, [index])
 
-    def finish(self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | None = None) -> None:
+    def finish(
+        self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None
+    ) -> None:
         """Apply the epilogue and store.
 
         Args:
@@ -87,36 +101,39 @@ class RegisterTile:
             columns: Lanes of the tile that exist in the result, counted over its vectors; all by default.
         """
         columns = self.vectors * self.lanes if columns is None else columns
-        parts = [
-            (v, first, width)
-            for v in range(self.vectors)
-            for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
-        ]
-        if not epilogue.transcendental and len(parts) == self.vectors:
-            with unrolled(0, self.rows) as row:
-                self._finish_row(self._accumulators, row, parts, epilogue, load, store)
-            return
+        if isinstance(columns, int):
+            parts = [
+                Part(v, first, width)
+                for v in range(self.vectors)
+                for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
+            ]
+            if not epilogue.transcendental and len(parts) == self.vectors:
+                with unrolled(0, self.rows) as row:
+                    for part in parts:
+                        self._finish_part(self._accumulators, row, part, epilogue, load, store)
+                return
         # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
         staged = T.alloc_buffer((self.rows * self.vectors * self.lanes,), "float32", scope="local", layout=None)
         with unrolled(0, self.rows * self.vectors) as i:
             index = span(i * self.lanes, self.lanes)
             T.buffer_store(staged, self._accumulators[index], [index])
         with loop(self.rows) as row:
-            self._finish_row(staged, row, parts, epilogue, load, store)
+            if isinstance(columns, int):
+                for part in parts:
+                    self._finish_part(staged, row, part, epilogue, load, store)
+            else:
+                with T.serial(0, columns) as column:
+                    self._finish_part(staged, row, Part(0, column, 1), epilogue, load, store)
 
-    def _finish_row(
+    def _finish_part(
         self,
-        source: Expr,
+        source: Any,
         row: int | Expr,
-        parts: Sequence[tuple[int, int, int]],
+        part: Part,
         epilogue: Epilogue,
         load: LoadOperand,
         store: StoreResult,
     ) -> None:
-        for v, first, width in parts:
-            value = source[span((row * self.vectors + v) * self.lanes + first, width)]
-
-            def operand(i: int, v: int = v, first: int = first, width: int = width) -> Expr:
-                return load(i, row, v, first, width)
-
-            store(row, v, first, width, epilogue.apply(value, operand))
+        position = (row * self.vectors + part.vector) * self.lanes + part.first
+        value = source[span(position, part.width)]
+        store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))
