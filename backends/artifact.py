@@ -68,6 +68,9 @@ def pack(
 ) -> None:
     """Write an artifact: equal input gives equal bytes.
 
+    But TVM does not always give equal libraries for equal programs: it puts a few independent instructions in the order
+    of the addresses of its own objects.
+
     Args:
         stream: Where to write.
         library: The shared library that TVM exported.

@@ -108,7 +108,7 @@ class Manifest:
         """
         try:
             data = json.loads(content)
-            if data["format"] != FORMAT:
+            if type(data["format"]) is not int or data["format"] != FORMAT:
                 raise ArtifactError(_wrong_format(data["format"]))
             platform = data["platform"]
             return Manifest(
@@ -159,7 +159,7 @@ def installed(package: str) -> str | None:
 
 
 def _wrong_format(number: Any) -> str:
-    if isinstance(number, int) and number > FORMAT:
+    if type(number) is int and number > FORMAT:
         return f"it has format {number}, and this shave reads format {FORMAT}; update shave"
     return f"it has format {number!r}, and this shave reads format {FORMAT}"
 

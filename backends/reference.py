@@ -13,6 +13,7 @@ from shave.ir.errors import SignatureError
 from shave.ir.program import Program
 from shave.ir.signature import Signature
 
+_USER_DEFINED = 2  # what NumPy says of dtypes that other packages registered
 _CARRIERS = {2: (np.uint16, torch.uint16), 1: (np.uint8, torch.uint8)}
 """Stand in for dtypes that NumPy and torch cannot exchange, by their size in bytes."""
 
@@ -51,19 +52,19 @@ def _to_torch(name: str, value: Any) -> torch.Tensor:
     if not isinstance(value, np.ndarray):
         raise SignatureError(f"input {name!r} is a {type(value).__name__}, not an array")
     array = np.array(value, dtype=value.dtype.newbyteorder("="))  # torch takes neither read-only nor reversed arrays
-    if array.dtype.isbuiltin == 1:
-        try:
-            return torch.from_numpy(array)
-        except TypeError as error:
-            raise SignatureError(f"input {name!r} has dtype {array.dtype}, which torch lacks") from error
-    carrier, _ = _CARRIERS[array.dtype.itemsize]
-    return torch.from_numpy(array.view(carrier)).view(torch_dtype(array.dtype.name))
+    if array.dtype.isbuiltin == _USER_DEFINED:
+        carrier, _ = _CARRIERS[array.dtype.itemsize]
+        return torch.from_numpy(array.view(carrier)).view(torch_dtype(array.dtype.name))
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise SignatureError(f"input {name!r} has dtype {array.dtype}, which torch lacks") from error
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:
     """A copy: a program may return an input, a weight or a view that shares memory."""
     tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     dtype = numpy_dtype(dtype_name(tensor.dtype))
-    if dtype.isbuiltin == 1:
-        return tensor.numpy()
-    return tensor.view(_CARRIERS[dtype.itemsize][1]).numpy().view(dtype)
+    if dtype.isbuiltin == _USER_DEFINED:
+        return tensor.view(_CARRIERS[dtype.itemsize][1]).numpy().view(dtype)
+    return tensor.numpy()

@@ -231,9 +231,10 @@ def _exchanged(name: str, value: Any) -> vm.Tensor:
     """
     if not hasattr(value, "__dlpack__"):
         raise SignatureError(f"input {name!r} is a {type(value).__name__}, not an array")
-    if value.__dlpack_device__()[0] not in _HOST_MEMORY:
-        raise SignatureError(f"input {name!r} is not in CPU memory; move it there first")
     try:
-        return vm.ffi().from_dlpack(value)
+        device, _ = value.__dlpack_device__()
+        if device in _HOST_MEMORY:
+            return vm.ffi().from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise SignatureError(f"input {name!r} cannot be exchanged through DLPack: {error}") from error
+    raise SignatureError(f"input {name!r} is not in CPU memory; move it there first")

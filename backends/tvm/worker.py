@@ -38,7 +38,8 @@ class Worker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._parents: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
 
     def start(self) -> None:
         """Start the process if there is none, without waiting for it."""
@@ -75,8 +76,13 @@ class Worker:
         return content
 
     def _running(self) -> subprocess.Popen[bytes]:
-        forked = self._owner != os.getpid()
-        if self._process is None or forked or self._process.poll() is not None:
+        if self._owner != os.getpid():
+            # After a fork the worker is the parent's: it is neither used nor stopped here.
+            self._parents, self._process = self._process, None
+        elif self._process is not None and self._process.poll() is not None:
+            self._kill()
+        if self._process is None:
+            self._owner = os.getpid()
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
@@ -85,7 +91,6 @@ class Worker:
                 stderr=self._errors,
                 start_new_session=True,  # Ctrl-C is for this process, which then stops the worker
             )
-            self._owner = os.getpid()
         return self._process
 
     def stop(self) -> None:
@@ -99,6 +104,7 @@ class Worker:
         if process is not None:
             process.kill()
             process.communicate()
+            self._errors.close()
 
     def _epitaph(self) -> str:
         """What killed the worker, with the last line that it wrote."""

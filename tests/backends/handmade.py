@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from typing import Any
 
 import numpy as np
 
-from shave.backends.artifact import pack
+from shave.backends.artifact import pack, read_artifact
+from shave.backends.runtime import Artifact
 from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import relax, tirx
 from shave.ir.signature import Signature, TensorSpec
@@ -15,8 +17,11 @@ from shave.ir.signature import Signature, TensorSpec
 WIDTH, OUT = 64, 10
 
 
-def module(dtype: str = "float32") -> Any:
-    """``main(x, (w, b)) -> (relu(x @ w + b), x as matrices, x itself, b itself)`` with a dynamic batch."""
+def module(dtype: str = "float32", *, negate: bool = False) -> Any:
+    """``main(x, (w, b)) -> (relu(x @ w + b), x as matrices, x itself, b itself)`` with a dynamic batch.
+
+    With ``negate``, the first result has the other sign.
+    """
     batch = tirx.Var("batch", "int64")
     x = relax.Var("x", relax.TensorType((batch, WIDTH), dtype))
     weights = relax.Var(
@@ -28,6 +33,8 @@ def module(dtype: str = "float32") -> Any:
             w = builder.emit(relax.TupleGetItem(weights, 0))
             b = builder.emit(relax.TupleGetItem(weights, 1))
             y = builder.emit(relax.op.nn.relu(relax.op.add(relax.op.matmul(x, w), b)))
+            if negate:
+                y = builder.emit(relax.op.negative(y))
             matrices = builder.emit(relax.op.reshape(x, (batch, 8, 8)))
             results = builder.emit_output((y, matrices, x, b))
         builder.emit_func_output(results)
@@ -62,6 +69,15 @@ def artifact(library: bytes, dtype: Any = "float32", **options: Any) -> bytes:
     }
     pack(stream, library=library, **{**defaults, **options})
     return stream.getvalue()
+
+
+def run(library: bytes, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The first output of a library built from :func:`module`."""
+    with tempfile.TemporaryFile() as stream:
+        stream.write(artifact(library))
+        stream.flush()
+        result: np.ndarray[Any, Any] = Artifact(read_artifact(stream))(x)[0]
+    return result
 
 
 def expected(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -90,16 +90,23 @@ def test_atomic_write_keeps_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
+def _fail_halfway(path: Path, error: BaseException) -> None:
+    with atomic_write(path) as stream:
+        stream.write(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), ValueError()])
 @pytest.mark.parametrize("existing", [True, False])
-def test_failure_while_writing_leaves_everything_as_it_was(tmp_path: Path, error: BaseException, existing: bool) -> None:
+def test_failure_while_writing_leaves_everything_as_it_was(
+    tmp_path: Path, error: BaseException, existing: bool
+) -> None:
     path = tmp_path / "out"
     if existing:
         path.write_bytes(b"old")
     expected = ArtifactError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected) as caught, atomic_write(path) as stream:
-        stream.write(b"half")
-        raise error
+    with pytest.raises(expected) as caught:
+        _fail_halfway(path, error)
     if isinstance(error, OSError):
         assert str(caught.value) == f"cannot write {path}: No space left on device"
     assert os.listdir(tmp_path) == (["out"] if existing else [])

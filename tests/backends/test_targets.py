@@ -40,7 +40,9 @@ def test_cuda_architectures_are_data(name: str) -> None:
     assert target.cpu.replace("_", "-") == name.lower().replace("_", "-")
 
 
-@pytest.mark.parametrize(("alias", "name"), [("x86_64_v3", "x86-64-v3"), ("znver4", "zen4"), ("icelake-client", "icelake")])
+@pytest.mark.parametrize(
+    ("alias", "name"), [("x86_64_v3", "x86-64-v3"), ("znver4", "zen4"), ("icelake-client", "icelake")]
+)
 def test_other_spellings(alias: str, name: str) -> None:
     assert resolve(alias).name == name
 
@@ -51,7 +53,8 @@ def test_every_listed_target_resolves_to_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typo", "near"), [("cascadelak", "cascadelake"), ("sm_91", "sm_90"), ("neoverse-n9", "neoverse-n1"), ("cpuu", "cpu")]
+    ("typo", "near"),
+    [("cascadelak", "cascadelake"), ("sm_91", "sm_90"), ("neoverse-n9", "neoverse-n1"), ("cpuu", "cpu")],
 )
 def test_typo_is_answered_with_the_nearest_names(typo: str, near: str) -> None:
     with pytest.raises(TargetError, match=rf"no target is named '{typo}'.*{near}"):

@@ -1,0 +1,337 @@
+"""The file format as an attacker and an unlucky disk see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shave.backends import artifact as artifacts
+from shave.backends import host, runtime
+from shave.backends.artifact import LIBRARY, MANIFEST, WEIGHTS, open_artifact
+from shave.backends.container import Member, write
+from shave.backends.runtime import load
+from shave.backends.targets import resolve
+from shave.backends.tvm import vm
+from shave.ir.errors import ArtifactError
+from tests.backends import handmade
+
+TINY = {"weights": [("w", np.ones(16, np.float32)), ("b", np.ones(3, np.float32))], "target": resolve("x86-64-v2")}
+SMALL = handmade.artifact(b"no library at all", **TINY)
+"""An artifact whose library would fail to load: a check that comes too late shows as another error."""
+
+FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here may reach the point where the library is loaded."""
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("the library was loaded")
+
+    if "packed" not in request.fixturenames:
+        monkeypatch.setattr(vm, "Machine", forbidden)
+
+
+@pytest.fixture
+def refuse(tmp_path: Path) -> Callable[[bytes], str]:
+    """Load a file that must be refused; gives the one line that says why."""
+
+    def check(content: bytes) -> str:
+        path = tmp_path / "bad.shave"
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError) as caught:
+            load(path)
+        message = str(caught.value)
+        assert message.startswith(f"cannot load {path}: ")
+        assert "\n" not in message
+        return message.removeprefix(f"cannot load {path}: ")
+
+    return check
+
+
+def _members(content: bytes = SMALL) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def _packed(members: list[tuple[str, bytes]]) -> bytes:
+    """A container of these members, whose comment fits its manifest."""
+    digest = hashlib.sha256(dict(members).get(MANIFEST, b"")).hexdigest()
+    stream = io.BytesIO()
+    parts = [(Member.of(name, [data]), [data]) for name, data in members]
+    write(stream, parts, b"shave manifest sha256:" + digest.encode())
+    return stream.getvalue()
+
+
+def _with_manifest(**changes: Any) -> bytes:
+    members = _members()
+    data = {**json.loads(members[MANIFEST]), **changes}
+    return _packed(list({**members, MANIFEST: json.dumps(data).encode()}.items()))
+
+
+def test_contents_of_a_good_file(packed: Path, library: bytes) -> None:
+    contents = open_artifact(packed)
+    assert bytes(contents.library) == library
+    assert contents.manifest.report[0]["name"] == "drop-identities"
+    assert contents.manifest.figures == {"macs": 640}
+    assert contents.manifest.weights == ("w", "b")
+    for view, (_, weight) in zip(contents.weights, handmade.weights(), strict=True):
+        np.testing.assert_array_equal(view, weight)
+
+
+def test_ordinary_tools_read_it(packed: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.namelist() == [MANIFEST, LIBRARY, WEIGHTS]
+        assert archive.testzip() is None
+        loaded = safetensors.numpy.load(archive.read(WEIGHTS))
+        data = json.loads(archive.read(MANIFEST))
+    for name, weight in handmade.weights():
+        np.testing.assert_array_equal(loaded[name], weight)
+    for name, entry in data["members"].items():
+        assert entry["sha256"] == hashlib.sha256(_members(packed.read_bytes())[name]).hexdigest()
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    assert handmade.artifact(b"no library at all", **TINY) == SMALL
+
+
+def test_full_lines_of_weights_are_used_in_place(packed: Path) -> None:
+    w, _ = open_artifact(packed).weights
+    assert w.ctypes.data % 64 == 0
+    assert vm.aligned(w) is w
+
+
+def test_writing_to_weights_does_not_reach_the_disk(packed: Path) -> None:
+    before = packed.read_bytes()
+    contents = open_artifact(packed)
+    contents.weights[0][...] = 0
+    assert packed.read_bytes() == before
+
+
+def test_the_file_may_be_deleted_or_replaced_while_open(packed: Path) -> None:
+    contents = open_artifact(packed)
+    packed.unlink()
+    packed.write_bytes(b"something else")
+    np.testing.assert_array_equal(contents.weights[0], handmade.weights()[0][1])
+
+
+# Damage
+
+
+def test_every_flipped_byte_is_detected(refuse: Callable[[bytes], str]) -> None:
+    """Each byte of the file: headers, padding, data, directory, comment."""
+    for position in range(len(SMALL)):
+        damaged = bytearray(SMALL)
+        damaged[position] ^= 1 << (position % 8)
+        refuse(bytes(damaged))
+
+
+@FUZZ
+@given(data=st.data())
+def test_truncated(refuse: Callable[[bytes], str], data: st.DataObject) -> None:
+    refuse(SMALL[: data.draw(st.integers(0, len(SMALL) - 1))])
+
+
+@FUZZ
+@given(start=st.integers(0, len(SMALL)), stop=st.integers(0, len(SMALL)), patch=st.binary(max_size=80))
+def test_spliced(refuse: Callable[[bytes], str], start: int, stop: int, patch: bytes) -> None:
+    damaged = SMALL[:start] + patch + SMALL[stop:]
+    if damaged != SMALL:
+        refuse(damaged)
+
+
+@FUZZ
+@given(noise=st.binary(max_size=300), keep=st.integers(0, 400))
+def test_noise_with_a_true_ending(refuse: Callable[[bytes], str], noise: bytes, keep: int) -> None:
+    """The end of a zip file is where its reading begins."""
+    damaged = noise + SMALL[len(SMALL) - keep :]
+    if damaged != SMALL:
+        refuse(damaged)
+
+
+@FUZZ
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["format", "signature", "platform", "weights", "members", "report", "figures", "versions"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+            max_leaves=5,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_manifest_of_garbage_with_a_true_digest(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Whatever the manifest says, it is refused, or what it says was harmless."""
+    path = tmp_path / "bad.shave"
+    path.write_bytes(_with_manifest(**changes))
+    try:
+        open_artifact(path)
+    except ArtifactError:
+        return
+    assert changes.keys() <= {"report", "figures", "versions"}
+
+
+def test_checksum_that_zip_tools_would_miss(refuse: Callable[[bytes], str]) -> None:
+    """A member exchanged together with its zip checksum still lacks the digest."""
+    members = {**_members(), LIBRARY: b"something else   "}
+    assert "library.so" in refuse(_packed(list(members.items()))) or "framing" in refuse(_packed(list(members.items())))
+
+
+# Foreign files
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a zip at all", b"\x7fELF" + bytes(200), bytes(5000)])
+def test_not_a_zip(refuse: Callable[[bytes], str], content: bytes) -> None:
+    assert "not an artifact" in refuse(content)
+
+
+def _zip(names: list[str], compression: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name in names:
+            archive.writestr(name, bytes(1000))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../b", "..\\evil", "C:\\evil", "\\\\host\\evil"])
+def test_paths_that_climb_out(refuse: Callable[[bytes], str], name: str) -> None:
+    assert f"{name!r} points out" in refuse(_zip([MANIFEST, LIBRARY, WEIGHTS, name]))
+
+
+def test_foreign_member(refuse: Callable[[bytes], str]) -> None:
+    assert "'extra.txt'" in refuse(_packed([*_members().items(), ("extra.txt", b"")]))
+    assert "'model.pt'" in refuse(_zip(["model.pt"]))
+
+
+@pytest.mark.parametrize("name", [MANIFEST, LIBRARY, WEIGHTS])
+def test_missing_member(refuse: Callable[[bytes], str], name: str) -> None:
+    rest = [(other, data) for other, data in _members().items() if other != name]
+    assert f"0 of its members are named {name}" in refuse(_packed(rest))
+
+
+@pytest.mark.parametrize("name", [MANIFEST, LIBRARY, WEIGHTS])
+def test_duplicate_member(refuse: Callable[[bytes], str], name: str) -> None:
+    members = _members()
+    assert f"2 of its members are named {name}" in refuse(_packed([*members.items(), (name, members[name])]))
+
+
+def test_other_order(refuse: Callable[[bytes], str]) -> None:
+    refuse(_packed(list(reversed(_members().items()))))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_compressed_members(refuse: Callable[[bytes], str]) -> None:
+    """A bomb is refused without being unpacked."""
+    refuse(_zip([MANIFEST, LIBRARY, WEIGHTS], zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("size", [1 << 27, 1 << 40, 1 << 61])
+def test_absurd_size_of_the_manifest(refuse: Callable[[bytes], str], size: int) -> None:
+    real = len(_members()[MANIFEST])
+    damaged = SMALL.replace(real.to_bytes(8, "little"), size.to_bytes(8, "little"))
+    assert damaged != SMALL
+    assert "absurd" in refuse(damaged)
+
+
+def test_absurd_size_of_a_member(refuse: Callable[[bytes], str]) -> None:
+    data = json.loads(_members()[MANIFEST])["members"]
+    data[WEIGHTS]["size"] = 1 << 50
+    assert "bytes instead of" in refuse(_with_manifest(members=data))
+
+
+def test_newer_format(refuse: Callable[[bytes], str]) -> None:
+    assert "format 2, and this shave reads format 1; update shave" in refuse(_with_manifest(format=2))
+
+
+def test_weights_that_the_manifest_does_not_name(refuse: Callable[[bytes], str]) -> None:
+    assert "does not describe its weights" in refuse(_with_manifest(weights=["w"]))
+    assert "does not describe its weights" in refuse(_with_manifest(weights=["w", "w", "b"]))
+
+
+def test_other_processor(tmp_path: Path, refuse: Callable[[bytes], str]) -> None:
+    target = dataclasses.replace(resolve("cpu"), name="future", features=resolve("cpu").features | {"avx1024"})
+    assert "compiled for future" in refuse(handmade.artifact(b"", target=target))
+    assert "lacks avx1024" in refuse(handmade.artifact(b"", target=target))
+
+
+def test_other_architecture(refuse: Callable[[bytes], str]) -> None:
+    name = "cortex-a76" if host.architecture() == "x86_64" else "x86-64-v3"
+    assert f"this machine is {host.architecture()}" in refuse(handmade.artifact(b"", target=resolve(name)))
+
+
+def test_artifact_for_another_machine_can_be_inspected(tmp_path: Path) -> None:
+    path = tmp_path / "arm.shave"
+    path.write_bytes(handmade.artifact(b"", target=resolve("neoverse-n1")))
+    assert open_artifact(path).manifest.platform.target == "neoverse-n1"
+
+
+@pytest.mark.parametrize(("name", "reason"), [("absent.shave", "no such file"), (".", "it is not a file")])
+def test_no_file(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ArtifactError, match=f"cannot read .*: {reason}"):
+        load(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret.shave"
+    path.write_bytes(SMALL)
+    path.chmod(0)
+    with pytest.raises(ArtifactError, match="Permission denied"):
+        load(path)
+
+
+# Saving
+
+
+def test_saved_bytes_are_the_same(packed: Path, tmp_path: Path) -> None:
+    runtime.load(packed).save(tmp_path / "copy.shave")
+    assert (tmp_path / "copy.shave").read_bytes() == packed.read_bytes()
+
+
+def test_saving_over_its_own_file(packed: Path) -> None:
+    before = packed.read_bytes()
+    artifact = load(packed)
+    artifact.save(packed)
+    assert packed.read_bytes() == before
+    assert artifact(np.ones((1, handmade.WIDTH), np.float32))[0].shape == (1, handmade.OUT)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_failed_save_leaves_the_old_file(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    artifact = load(packed)
+    target = tmp_path / "out.shave"
+    target.write_bytes(b"old")
+
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ArtifactError if isinstance(error, OSError) else KeyboardInterrupt):
+        artifact.save(target)
+    assert target.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["handmade.shave", "out.shave"]
+
+
+def test_names_are_those_of_the_format() -> None:
+    """Written down in the documentation of the format: a change needs a new format number."""
+    assert (MANIFEST, LIBRARY, WEIGHTS) == ("manifest.json", "library.so", "weights.safetensors")
+    assert artifacts._COMMENT == b"shave manifest sha256:"

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tvm.script import tirx as T
+
+from shave.backends.targets import resolve
+from shave.backends.tvm import worker as worker_module
+from shave.backends.tvm.adapter import relax
+from shave.backends.tvm.worker import Worker
+from shave.ir.errors import CompileError
+from tests.backends import handmade
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.stop()
+
+
+def _pid(worker: Worker) -> int:
+    assert worker._process is not None
+    return worker._process.pid
+
+
+def _build_works(worker: Worker) -> None:
+    x = np.random.default_rng(0).normal(size=(3, handmade.WIDTH)).astype(np.float32)
+    library = worker.build(handmade.module(), resolve("cpu"))
+    np.testing.assert_allclose(handmade.run(library, x), handmade.expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_one_process_serves_many_builds_from_many_threads(worker: Worker) -> None:
+    worker.start()
+    first = _pid(worker)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(_build_works, [worker] * 3))
+    assert _pid(worker) == first
+
+
+def test_worker_that_died_while_idle_is_replaced(worker: Worker) -> None:
+    worker.start()
+    os.kill(_pid(worker), signal.SIGKILL)
+    assert worker._process is not None
+    worker._process.wait()
+    _build_works(worker)
+
+
+@T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
+def dot(a: T.Buffer((16,), "int32"), b: T.Buffer((64,), "int8"), c: T.Buffer((16,), "int32")) -> None:  # type: ignore[valid-type]
+    """An instruction that x86-64-v2 lacks."""
+    with T.sblock("root"):
+        c[T.ramp(0, 1, 16)] = T.call_llvm_pure_intrin(  # type: ignore[index]
+            "int32x16",
+            T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpbusd.512"),
+            a[T.ramp(0, 1, 16)],  # type: ignore[index]
+            b[T.ramp(0, 1, 64)],  # type: ignore[index]
+            b[T.ramp(0, 1, 64)],  # type: ignore[index]
+        )
+
+
+def test_llvm_that_ends_the_process_ends_only_the_worker(worker: Worker) -> None:
+    builder = relax.BlockBuilder()
+    a, b = (relax.Var(n, relax.TensorType(s, d)) for n, s, d in (("a", (16,), "int32"), ("b", (64,), "int8")))
+    with builder.function("main", [a, b]):
+        with builder.dataflow():
+            call = relax.call_tir(builder.add_func(dot, "dot"), [a, b], out_ty=relax.TensorType((16,), "int32"))
+            result = builder.emit_output(call)
+        builder.emit_func_output(result)
+    with pytest.raises(CompileError, match=r"the code generator crashed \(SIGABRT\): LLVM ERROR: "):
+        worker.build(builder.get(), resolve("x86-64-v2"))
+    _build_works(worker)
+
+
+def test_what_tvm_refuses_is_one_line(worker: Worker) -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4,), "float32"))
+    with builder.function("main", [x]):
+        builder.emit_func_output(builder.emit(relax.op.exp(x)))  # not legalised
+    with pytest.raises(CompileError, match=r"^TVM cannot build the program: .*exp") as caught:
+        worker.build(builder.get(), resolve("cpu"))
+    assert "\n" not in str(caught.value)
+    _build_works(worker)
+
+
+def _interrupt(_: object) -> bytes:
+    raise KeyboardInterrupt
+
+
+def test_interrupt_while_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer that was not waited for must not be taken for that of the next build."""
+    worker.start()
+    first = _pid(worker)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "_receive", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            worker.build(handmade.module(negate=True), resolve("cpu"))
+    _build_works(worker)
+    assert _pid(worker) != first
