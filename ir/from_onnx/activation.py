@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from shave.ir.from_onnx.math import register_unary
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
-from shave.ir.from_onnx.values import Value, as_float, is_host
+from shave.ir.from_onnx.values import Value, as_number, is_host
 
 register_unary("Relu", torch.relu)
 register_unary("Sigmoid", torch.sigmoid)
@@ -33,8 +33,8 @@ def celu(node: OnnxNode, x: Tensor) -> Value:
 @onnx_op("Selu")
 def selu(node: OnnxNode, x: Tensor) -> Value:
     """Scaled exponential linear unit."""
-    alpha = node.attr("alpha", 1.67326319217681884765625)
-    gamma = node.attr("gamma", 1.05070102214813232421875)
+    alpha: float = node.attr("alpha", 1.67326319217681884765625)
+    gamma: float = node.attr("gamma", 1.05070102214813232421875)
     return F.elu(x, alpha) * gamma
 
 
@@ -128,8 +128,8 @@ def dropout(node: OnnxNode, x: Tensor, ratio: Value | None = None, training: Val
     A graph that asks for training mode by a constant input does not survive as it was meant, so it is refused, unless
     its ratio is zero.
     """
-    if training is not None and (not is_host(training) or as_float(training) != 0):
-        dropped = 0.5 if ratio is None else as_float(ratio)
+    if training is not None and (not is_host(training) or as_number(training) != 0):
+        dropped = 0.5 if ratio is None else as_number(ratio)
         if dropped != 0:
             raise ValueError("drops elements at random (training mode); export the model for inference")
     mask_type = x.dtype if node.opset < 10 else torch.bool

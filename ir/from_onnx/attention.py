@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value
 
+# Attributes that torch's attention can express; ``softcap`` only where it is zero.
+_PLAIN = {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap"}
+
 
 @onnx_op("Attention")
 def attention(
@@ -20,14 +23,14 @@ def attention(
     past_key: Tensor | None = None,
     past_value: Tensor | None = None,
     lengths: Tensor | None = None,
-) -> list[Value]:
+) -> list[Value | None]:
     """Scaled dot-product attention over heads, with a cache of past keys and values.
 
-    Kept whole as torch's attention where it computes the same: no soft cap, no output of the raw scores, no lengths of
-    padded caches. Else the operator's own definition is expanded.
+    Kept whole as torch's attention where it computes the same: no soft cap, window or softmax in another
+    precision, no output of the scores, no lengths of padded caches. Else the operator's own definition is expanded.
     """
     wants_scores = node.n_outputs > 3 and bool(node.outputs[3])
-    if wants_scores or node.attr("softcap", 0.0) or lengths is not None or node.attr("softmax_precision") is not None:
+    if wants_scores or lengths is not None or node.attr("softcap", 0.0) or node.spec.attributes.keys() - _PLAIN:
         return node.run_body([query, key, value, mask, past_key, past_value, lengths])
     is_flat = query.ndim == 3
     if is_flat:

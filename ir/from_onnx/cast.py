@@ -10,7 +10,7 @@ from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, torch_dtype
 
 # Types that torch stores in a wider one: (bits, signed).
-_NARROW = {
+_NARROW: dict[int, tuple[int, bool]] = {
     onnx.TensorProto.INT4: (4, True),
     onnx.TensorProto.UINT4: (4, False),
     onnx.TensorProto.INT2: (2, True),
@@ -63,7 +63,11 @@ def _wrapped(x: Tensor, bits: int, signed: bool) -> Tensor:
 
 def _overflow(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Infinity stays for the one format that has it and is not a number in the others."""
-    return x if dtype is torch.float8_e5m2 else torch.where(torch.isinf(x), torch.nan, x)
+    if dtype is torch.float8_e5m2:
+        return x
+    # torch saturates in this one format: what lies beyond half a step above its largest number, 448, is too large.
+    too_large = x.abs() > 464 if dtype is torch.float8_e4m3fn else torch.isinf(x)
+    return torch.where(too_large, torch.nan, x)
 
 
 def _to_float4(x: Tensor) -> Tensor:
@@ -86,6 +90,7 @@ def _to_power_of_two(x: Tensor, round_mode: str) -> Tensor:
         exponent = exponent - 1
     else:
         exponent = torch.where(mantissa >= 0.75, exponent, exponent - 1)
+    exponent = torch.where(x == 0, -127, exponent)
     return torch.ldexp(torch.ones_like(x), exponent.clamp(-127, 127)).to(torch.float8_e8m0fnu)
 
 

@@ -57,12 +57,15 @@ def conv_transpose(node: OnnxNode, x: Tensor, weight: Tensor, bias: Tensor | Non
     padding, output_padding, crop_low, crop_high = [], [], [], []
     for low, high, more, stride, dilation in zip(before, after, extra, window.strides, window.dilations, strict=True):
         shared = max(low, 0)
-        missing = more + shared - high
-        fits = 0 <= missing < max(stride, dilation)
+        lacking = shared - (high - more)
+        if not 0 <= lacking < max(stride, dilation):
+            # Compute more than is asked for, and crop.
+            shared = max(min(low, high - more), 0)
+            lacking = 0
         padding.append(shared)
-        output_padding.append(missing if fits else 0)
+        output_padding.append(lacking)
         crop_low.append(shared - low)
-        crop_high.append(0 if fits else missing)
+        crop_high.append(shared - (high - more) - lacking)
     y = _TRANSPOSED[rank](
         x, weight, bias, window.strides, padding, output_padding, node.attr("group", 1), window.dilations
     )
@@ -133,11 +136,10 @@ def deform_conv(
 @onnx_op("Col2Im")
 def col2im(node: OnnxNode, columns: Tensor, image_shape: Value, block_shape: Value) -> Value:
     """Add up blocks at their places in an image, over any number of spatial axes."""
-    image, block = [int(size) for size in as_ints(image_shape)], [int(size) for size in as_ints(block_shape)]
+    image, block = tuple(as_ints(image_shape)), tuple(as_ints(block_shape))
     window = window_of(node, image, kernel=block)
     if len(image) == 2 and window.is_symmetric:
-        low = [int(size) for size in window.before]
-        return F.fold(columns, image, block, window.dilations, low, window.strides)
+        return F.fold(columns, image, block, window.dilations, window.before, window.strides)
     counts = [int(count) for count in window.count(image)]
     padded = [size + int(low) + int(high) for size, low, high in zip(image, window.before, window.after, strict=True)]
     # Each element's place in the padded image, first over the elements of a block, then over the blocks.

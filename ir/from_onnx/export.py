@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from keyword import iskeyword
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from torch import nn
 from torch.fx.traceback import preserve_node_meta
 
 from shave.ir.errors import ReadError
+from shave.ir.from_onnx.control_flow import UnrollError
 from shave.ir.from_onnx.dimensions import InputShapes, specialized, symbol_names
 from shave.ir.from_onnx.dimensions import input_shapes as resolve_shapes
 from shave.ir.from_onnx.graph import Graph, Model, Node, TensorSpec
@@ -61,7 +63,9 @@ class Interpreter(nn.Module):
 
     def _add_weight(self, name: str, tensor: torch.Tensor, is_statistic: bool) -> str:
         """Register a tensor under its ONNX name, or the nearest one that is free; gives the name taken."""
-        *path, leaf = name.split(".") if all(name.split(".")) else [name.replace(".", "_")]
+        parts = name.split(".") if all(name.split(".")) else [name.replace(".", "_")]
+        # Generated code reads weights as attributes, so no part may be a word of the language.
+        *path, leaf = (part + "_" if iskeyword(part) else part for part in parts)
         module: nn.Module = self
         for part in path:
             child = getattr(module, part, None)
@@ -114,11 +118,13 @@ def trace(
     for attempt, dims in _attempts(shapes):
         try:
             exported = _export(module, attempt, dims, types)
+        except UnrollError:
+            raise
         except ReadError as error:
             # The first attempt is what the file asks for, so its failure is the one to tell.
             failure = failure or error
             continue
-        fixed = {name: 1 for name in shapes.examples.keys() - attempt.examples.keys()} | specialized(exported, attempt)
+        fixed = dict.fromkeys(shapes.examples.keys() - attempt.examples.keys(), 1) | specialized(exported, attempt)
         if fixed:
             listed = ", ".join(f"{name} = {size}" for name, size in sorted(fixed.items()))
             warnings.warn(f"the model works for one size of dynamic dimensions only; fixed: {listed}", stacklevel=3)
@@ -135,7 +141,7 @@ def _attempts(shapes: InputShapes) -> Iterator[tuple[InputShapes, dict[str, obje
     if not names:
         return
     # Any size for which the graph's own conditions hold (a multiple of two, at least seven).
-    yield shapes, {name: torch.export.Dim.AUTO for name in names}
+    yield shapes, dict.fromkeys(names, torch.export.Dim.AUTO)
     # The size that such a model was most likely exported with, for one or for all.
     for fixed in [[name] for name in names] + ([names] if len(names) > 1 else []):
         yield shapes.fixed(fixed, 1), {name: torch.export.Dim.AUTO for name in names if name not in fixed}
@@ -147,7 +153,9 @@ def _export(
     args = tuple(torch.zeros(shapes.sizes(index), dtype=dtype) for index, dtype in enumerate(types))
     try:
         with preserve_node_meta():
-            exported = torch.export.export(module, args, dynamic_shapes=(shapes.dims(dims),), strict=False)
+            exported = torch.export.export(
+                module, args, dynamic_shapes=(shapes.dims(dims),) if args else None, strict=False
+            )
     except ReadError:
         raise
     except Exception as error:  # torch.export raises errors of many kinds

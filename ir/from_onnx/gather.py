@@ -57,7 +57,8 @@ def gather_nd(node: OnnxNode, x: Tensor, indices: Tensor) -> Value:
         torch.arange(x.shape[i]).reshape([-1 if j == i else 1 for j in range(indices.ndim - 1)]) for i in range(batch)
     ]
     assert isinstance(depth, int)
-    return x[(*grid, *coordinates)]
+    index = (*grid, *coordinates)
+    return x[index]
 
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -79,7 +80,7 @@ def scatter_nd(node: OnnxNode, x: Tensor, indices: Tensor, updates: Tensor) -> V
     reduction = node.attr("reduction", "none")
     coordinates = [_wrapped(part, x.shape[axis]) for axis, part in enumerate(indices.unbind(-1))]
     if reduction in ("none", "add"):
-        return torch.index_put(x, coordinates, updates, accumulate=reduction == "add")
+        return torch.index_put(x, tuple(coordinates), updates, accumulate=reduction == "add")
     # Flatten the indexed axes and the slices, so that one-axis reduction does the rest.
     depth = len(coordinates)
     rest = list(x.shape[depth:])

@@ -95,7 +95,7 @@ class Scope:
             raise ReadError("an output has no name")
         return value
 
-    def _run_node(self, node: Node) -> list[Value]:
+    def _run_node(self, node: Node) -> list[Value | None]:
         name = self.prefix + node.name
         inputs = [self.lookup(input_name) for input_name in node.inputs]
         bound = OnnxNode(name, node, self.opset_of(node), self)
@@ -112,7 +112,7 @@ class Scope:
             )
         return results
 
-    def _dispatch(self, node: OnnxNode, inputs: list[Value | None]) -> list[Value]:
+    def _dispatch(self, node: OnnxNode, inputs: list[Value | None]) -> list[Value | None]:
         own = self._own_function(node.spec)
         if own is not None:
             return self._call(own, node, inputs)
@@ -121,7 +121,7 @@ class Scope:
             return _apply(op, node, inputs)
         return self.run_body(node, inputs)
 
-    def run_body(self, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
+    def run_body(self, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value | None]:
         """Run the operators by which ONNX defines the one of a node."""
         body = schema_function(node.spec, node.opset, inputs)
         if body is None:
@@ -131,7 +131,7 @@ class Scope:
     def _own_function(self, node: Node) -> Function | None:
         return self.functions.get((node.domain, node.op_type, node.overload))
 
-    def _call(self, function: Function, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
+    def _call(self, function: Function, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value | None]:
         given = {name: node.attr(name) for name in node.spec.attributes}
         omitted = [None] * (len(function.inputs) - len(inputs))
         inner = Scope(
@@ -142,10 +142,12 @@ class Scope:
             prefix=f"{node.name}/",
         )
         inner.run(function.nodes)
-        return [inner.output(name) for name in function.outputs[: node.n_outputs]]
+        # An output that the caller leaves out need not exist.
+        wanted = zip(function.outputs, node.outputs, strict=False)
+        return [inner.output(name) if outer else None for name, outer in wanted]
 
 
-def _apply(op: Op, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
+def _apply(op: Op, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value | None]:
     if op.opaque or not all(is_host(value) for value in inputs):
         return op(node, inputs)
     if not any(is_symbolic(value) for value in inputs):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from shave.ir.errors import ReadError
 from shave.ir.from_onnx.graph import Function, FunctionKey, Graph, Model, Node, parse_model
@@ -89,9 +89,8 @@ def _unknown_operators(model: Model) -> dict[str, list[str]]:
     return unknown
 
 
-def _check_recursion(functions: dict[FunctionKey, Function] | object) -> None:
+def _check_recursion(functions: Mapping[FunctionKey, Function]) -> None:
     """Refuse functions that call themselves: expanding them would not end."""
-    assert isinstance(functions, dict)
     done: set[FunctionKey] = set()
 
     def visit(key: FunctionKey, callers: tuple[FunctionKey, ...]) -> None:
@@ -121,9 +120,10 @@ def _is_sorted(graph: Graph, outer: set[str]) -> bool:
 def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let graphsurgeon sort the nodes; a model in order is left alone, as it would reorder that one too."""
     try:
-        return gs.export_onnx(gs.import_onnx(model).toposort())
+        ordered: onnx.ModelProto = gs.export_onnx(gs.import_onnx(model).toposort())
     except Exception as error:  # graphsurgeon raises an own type that is not public
         raise ReadError(f"the nodes cannot be sorted: {one_line(error)}") from error
+    return ordered
 
 
 def _warn_not_finite(graph: Graph) -> None:

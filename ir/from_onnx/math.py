@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,9 @@ def div(node: OnnxNode, a: Value, b: Value) -> Value:
     x, y = operands(a, b)
     kind = next(operand.dtype for operand in (x, y) if isinstance(operand, Tensor))
     if kind.is_floating_point or kind.is_complex:
-        return x / y if isinstance(x, Tensor) or x != 1 else torch.reciprocal(as_tensor(b))
+        if not isinstance(x, Tensor) and x == 1:
+            return torch.reciprocal(as_tensor(b))
+        return widened(lambda n, d: n / d, x, y)
     if kind is torch.uint64:
         raise ValueError("division of uint64 is not supported")
     return widened(lambda n, d: torch.div(as_like(n, d), d, rounding_mode="trunc"), x, y)
@@ -196,18 +199,15 @@ def clip_attributes(node: OnnxNode, x: Tensor) -> Value:
 @onnx_op("Clip", since=11)
 def clip(node: OnnxNode, x: Tensor, low: Value | None = None, high: Value | None = None) -> Value:
     """Clamp to bounds given as inputs; numbers where they are known."""
-    bounds = [None if bound is None else _number(bound, beside=x) for bound in (low, high)]
+    bounds: list[Any] = [None if bound is None else _number(bound, beside=x) for bound in (low, high)]
     if all(bound is None for bound in bounds):
         return x
     if any(isinstance(bound, Tensor) for bound in bounds):
         bounds = [None if bound is None else as_like(bound, x) for bound in bounds]
-        # `clamp` has no unsigned kernels either.
-        return widened(lambda value, *_: torch.clamp(value, *[_to(b, value.dtype) for b in bounds]), x)
+    if x.dtype in _UNSIGNED:
+        wide = [None if bound is None else bound.to(torch.int64) for bound in bounds]
+        return torch.clamp(x.to(torch.int64), *wide).to(x.dtype)
     return torch.clamp(x, *bounds)
-
-
-def _to(bound: Tensor | float | None, dtype: torch.dtype) -> Tensor | float | None:
-    return bound.to(dtype) if isinstance(bound, Tensor) else bound
 
 
 @onnx_op("BitShift")
@@ -244,7 +244,7 @@ def gemm(node: OnnxNode, a: Tensor, b: Tensor, c: Tensor | None = None) -> Value
             alpha == 1
             and beta == 1
             and a.is_floating_point()
-            and (c is None or c.ndim == 1 and c.shape[0] == b.shape[0])
+            and (c is None or (c.ndim == 1 and c.shape[0] == b.shape[0]))
         ):
             return torch.nn.functional.linear(a, b, c)
         b = b.t()

@@ -22,8 +22,11 @@ def batch_normalization(
     if not node.attr("training_mode", 0):
         if node.opset < 7 and not node.attr("is_test", 0):
             raise ValueError("is in training mode; export the model for inference")
-        parameters = (p.to(x.dtype) if p.dtype != x.dtype else p for p in (mean, variance, scale, bias))
-        return (F.batch_norm(x, *parameters, training=False, momentum=1 - momentum, eps=epsilon),)
+        # Statistics and parameters may be of a wider type than the input.
+        mean, variance, scale, bias = (
+            p.to(x.dtype) if p.dtype != x.dtype else p for p in (mean, variance, scale, bias)
+        )
+        return (F.batch_norm(x, mean, variance, scale, bias, False, 1 - momentum, epsilon),)
     axes = [axis for axis in range(x.ndim) if axis != 1]
     batch_mean, batch_variance = torch.mean(x, axes), torch.var(x, axes, correction=0)
     view = [1, -1] + [1] * (x.ndim - 2)

@@ -147,7 +147,9 @@ def global_max_pool(node: OnnxNode, x: Tensor) -> Value:
 @onnx_op("GlobalLpPool")
 def global_lp_pool(node: OnnxNode, x: Tensor) -> Value:
     """p-norm over the spatial axes."""
-    return torch.linalg.vector_norm(x, node.attr("p", 2), _spatial(x), keepdim=True)
+    p: float = node.attr("p", 2)
+    norm: Tensor = torch.linalg.vector_norm(x, p, _spatial(x), keepdim=True)
+    return norm
 
 
 @onnx_op("MaxUnpool")

@@ -95,8 +95,10 @@ _register("ReduceLogSumExp", _log_sum_exp)
 def _arg_extreme(node: OnnxNode, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     axis, keep = node.attr("axis", 0), bool(node.attr("keepdims", 1))
     if not node.attr("select_last_index", 0):
-        return function(x, axis, keep)
-    return x.shape[axis] - 1 - function(x.flip(axis), axis, keep)
+        first: Tensor = function(x, axis, keep)
+        return first
+    last: Tensor = x.shape[axis] - 1 - function(x.flip(axis), axis, keep)
+    return last
 
 
 @onnx_op("ArgMax")

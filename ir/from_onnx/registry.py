@@ -47,7 +47,7 @@ class Op:
     wants_tensor: tuple[bool, ...]
     variadic: bool
 
-    def __call__(self, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value]:
+    def __call__(self, node: OnnxNode, inputs: Sequence[Value | None]) -> list[Value | None]:
         """Call the function with inputs of the kinds it asks for; always gives a list."""
         count = len(self.wants_tensor)
         arguments: list[Value | None] = []
@@ -105,8 +105,11 @@ class OnnxNode:
         """Run a subgraph of this node on values for its inputs; the names around the node are visible to it."""
         return self.scope.run_subgraph(graph, inputs, self.name)
 
-    def run_body(self, inputs: Sequence[Value | None]) -> list[Value]:
+    def run_body(self, inputs: Sequence[Value | None]) -> list[Value | None]:
         """Run the operators by which ONNX defines this one."""
+        inputs = list(inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
         return self.scope.run_body(self, inputs)
 
 
@@ -175,7 +178,7 @@ def find_symbolic_op(node: OnnxNode, inputs: Sequence[Value | None]) -> OpFuncti
     return function
 
 
-def as_results(result: Value | Sequence[Value]) -> list[Value]:
+def as_results(result: Value | Sequence[Value | None] | None) -> list[Value | None]:
     """What an operator function gave, one value or several, as a list."""
     return list(result) if isinstance(result, (tuple, list)) else [result]  # type: ignore[list-item]
 
@@ -183,5 +186,5 @@ def as_results(result: Value | Sequence[Value]) -> list[Value]:
 def _wishes(function: OpFunction) -> tuple[tuple[bool, ...], bool]:
     hints = typing.get_type_hints(function, {**function.__globals__, "torch": torch})
     _, *parameters = inspect.signature(function).parameters.values()
-    wants = tuple(hints[p.name] in (Tensor, typing.Optional[Tensor]) for p in parameters)
+    wants = tuple(hints[p.name] in (Tensor, Tensor | None) for p in parameters)
     return wants, any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)

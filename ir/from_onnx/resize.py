@@ -38,26 +38,29 @@ class Sampling:
     antialias: bool = False
 
     def positions(self, size: int, out: int, scale: float, roi: tuple[float, float]) -> np.ndarray:
-        """Where in the input each output element lies."""
-        place = np.arange(out, dtype=np.float64)
+        """Where in the input each output element lies.
+
+        In single precision, as every runtime computes it: rounding decides which of two elements is nearest.
+        """
+        place, ratio, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
         if self.transform == "asymmetric":
-            return place / scale
+            return place / ratio
         if self.transform == "align_corners":
-            return place * ((size - 1) / (out - 1)) if out > 1 else np.zeros(out)
+            return place * (np.float32(size - 1) / np.float32(max(out - 1, 1)))
         if self.transform == "pytorch_half_pixel" and out == 1:
-            return np.zeros(out) if out else place
+            return np.zeros_like(place)
         if self.transform == "half_pixel_symmetric":
             # The rounding of the output size is made up for at both ends.
-            offset = size / 2 * (1 - out / (scale * size))
-            return offset + (place + 0.5) / scale - 0.5
+            offset = np.float32(size / 2) * (1 - np.float32(out) / (ratio * np.float32(size)))
+            return offset + (place + half) / ratio - half
         if self.transform == "tf_half_pixel_for_nn":
-            return (place + 0.5) / scale
+            return (place + half) / ratio
         if self.transform == "tf_crop_and_resize":
-            low, high = roi
+            low, high = np.float32(roi[0]), np.float32(roi[1])
             if out == 1:
-                return np.full(1, 0.5 * (low + high) * (size - 1))
-            return low * (size - 1) + place * ((high - low) * (size - 1) / (out - 1))
-        return (place + 0.5) / scale - 0.5
+                return np.full(1, half * (low + high) * np.float32(size - 1))
+            return low * np.float32(size - 1) + place * ((high - low) * np.float32(size - 1) / np.float32(out - 1))
+        return (place + half) / ratio - half
 
     def nearest_indices(self, positions: np.ndarray, size: int) -> np.ndarray:
         """The input element that is nearest, in the sense asked for."""
@@ -68,7 +71,8 @@ class Sampling:
             "floor": floor,
             "ceil": np.ceil(positions),
         }[self.nearest]
-        return np.clip(rounded, 0, size - 1).astype(np.int64)
+        indices: np.ndarray = np.clip(rounded, 0, size - 1).astype(np.int64)
+        return indices
 
     def matrix(self, positions: np.ndarray, size: int, scale: float) -> np.ndarray:
         """``(out, in)``: the share of each input element in each output element."""
@@ -78,7 +82,7 @@ class Sampling:
         taps = np.arange(math.floor(-reach) + 1, math.ceil(reach) + 1)
         places = base[:, None] + taps
         weights = self._kernel((places - positions[:, None]) * widen)
-        if self.exclude_outside or self.antialias:
+        if self.exclude_outside:
             weights = np.where((places >= 0) & (places < size), weights, 0.0)
         weights /= weights.sum(axis=1, keepdims=True)
         result = np.zeros((len(positions), size))
@@ -89,7 +93,7 @@ class Sampling:
     def _kernel(self, distance: np.ndarray) -> np.ndarray:
         d, a = np.abs(distance), self.cubic
         if self.mode == "linear":
-            return np.maximum(1 - d, 0)
+            return np.where(d < 1, 1 - d, 0.0)
         near = ((a + 2) * d - (a + 3)) * d * d + 1
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
         return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
@@ -196,8 +200,8 @@ def _resample(
         length = x.shape[axis]
         if not isinstance(length, int) or not isinstance(size, int):
             raise ValueError(
-                f"this form of resizing (mode {sampling.mode}, {sampling.transform}) needs axis {axis} to be of a fixed "
-                "size; give the input's shape"
+                f"resizing with mode {sampling.mode}, {sampling.transform} needs axis {axis} to be of a fixed size; "
+                "give the input's shape"
             )
         positions = sampling.positions(length, size, float(scale), region.get(axis, (0.0, 1.0)))
         if axis in region:

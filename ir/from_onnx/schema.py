@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, defs, helper
 
 from shave.ir.from_onnx.graph import AttributeRef, Function, Graph, Node, parse_attribute, parse_function
 from shave.ir.from_onnx.values import Value, onnx_dtype
 
 
-@lru_cache(maxsize=None)
-def find_schema(domain: str, op_type: str, opset: int) -> defs.OpSchema | None:
-    """The schema of an operator at a version of its domain."""
+@cache
+def find_schema(domain: str, op_type: str, opset: int) -> Any:
+    """The schema of an operator at a version of its domain, or None (the package's type stubs lack half of it)."""
     try:
         return defs.get_schema(op_type, opset, domain)
     except defs.SchemaError:
@@ -50,14 +50,14 @@ def schema_function(node: Node, opset: int, inputs: Sequence[Value | None]) -> F
     return None
 
 
-def _newest(schema: defs.OpSchema, versions: Sequence[int], opset: int) -> FunctionProto:
+def _newest(schema: Any, versions: Sequence[int], opset: int) -> FunctionProto:
     version = max([v for v in versions if v <= opset] or versions)
     body = FunctionProto()
     body.ParseFromString(schema.get_function_with_opset_version(version))
     return body
 
 
-def _with_defaults(schema: defs.OpSchema, body: FunctionProto) -> Function:
+def _with_defaults(schema: Any, body: FunctionProto) -> Function:
     function = parse_function(body)
     defaults = {
         name: parse_attribute(attribute.default_value, schema.name)
@@ -83,7 +83,7 @@ def _type_of(value: Value | None) -> TypeProto:
 
 def _to_proto(node: Node) -> NodeProto:
     """The node with its plain attributes, which is what the choice of a body depends on."""
-    plain = {
+    plain: dict[str, Any] = {
         name: onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         for name, value in node.attributes.items()
         if not isinstance(value, (Graph, AttributeRef))

@@ -26,6 +26,9 @@ def _truncated_quotient(a: Any, b: Any) -> Any:
     return a // b if a >= 0 and b > 0 else int(a / b) if b != 0 else 0
 
 
+_to_float: Callable[[Any], Any] = torch.sym_float
+
+
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., np.ndarray]:
     vectorized = np.frompyfunc(function, 2, 1)
 
@@ -60,8 +63,8 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "Neg": lambda x: -x,
     "Abs": abs,
-    "Floor": lambda x: torch.sym_float(math.floor(x)) if isinstance(x, torch.SymFloat) else math.floor(x),
-    "Ceil": lambda x: torch.sym_float(math.ceil(x)) if isinstance(x, torch.SymFloat) else math.ceil(x),
+    "Floor": lambda x: _to_float(math.floor(x)) if isinstance(x, (float, torch.SymFloat)) else x,
+    "Ceil": lambda x: _to_float(math.ceil(x)) if isinstance(x, (float, torch.SymFloat)) else x,
     "Sqrt": torch.sym_sqrt,
 }
 
@@ -96,7 +99,7 @@ def cast(node: OnnxNode, x: np.ndarray) -> np.ndarray:
     """Integers to floats and back; back cuts off."""
     to = node.attr("to")
     if to in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
-        return host(np.frompyfunc(torch.sym_float, 1, 1)(x))
+        return host(np.frompyfunc(_to_float, 1, 1)(x))
     if to in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return host(np.frompyfunc(torch.sym_int, 1, 1)(x))
     raise ValueError(f"a dimension is cast to {onnx.TensorProto.DataType.Name(to)}")
@@ -138,7 +141,7 @@ def slice_(node: OnnxNode, x: np.ndarray, *bounds: np.ndarray | None) -> np.ndar
 def split(node: OnnxNode, x: np.ndarray, sizes: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     """A shape cut in parts."""
     axis = node.attr("axis", 0)
-    given = node.attr("split") if sizes is None else as_ints(sizes)
+    given: list[int] | None = node.attr("split") if sizes is None else as_ints(sizes)
     count = node.n_outputs
     lengths = given or [math.ceil(x.shape[axis] / count)] * (count - 1)
     return tuple(host(part) for part in np.split(x, np.cumsum(lengths)[: count - 1], axis=axis))
@@ -170,7 +173,7 @@ def reshape(node: OnnxNode, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
 @symbolic_op("Transpose", first_only=True)
 def transpose(node: OnnxNode, x: np.ndarray) -> np.ndarray:
     """Axes in another order."""
-    return x.transpose(node.attr("perm"))
+    return np.transpose(x, node.attr("perm"))
 
 
 @symbolic_op("Expand", first_only=True)

@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
-from shave.ir.from_onnx.values import Int, Value, as_ints, as_tensor, host, is_host, is_symbolic, torch_dtype
+from shave.ir.from_onnx.values import (
+    Int,
+    Value,
+    as_ints,
+    as_number,
+    as_tensor,
+    host,
+    is_host,
+    is_symbolic,
+    onnx_dtype,
+    torch_dtype,
+)
 
 # A constant made by repeating one value stays on the host up to this many elements: enough for any shape.
 _LARGEST_FILL = 1024
@@ -58,8 +69,7 @@ def constant_of_shape(node: OnnxNode, dims: Value) -> Value:
     sizes = as_ints(dims)
     if not is_symbolic(dims) and math.prod(sizes) <= _LARGEST_FILL:
         return np.full(sizes, fill[0], fill.dtype)
-    filler = as_tensor(fill)
-    return torch.full(sizes, filler.item() if is_host(fill) and not filler.is_complex() else 0, dtype=filler.dtype)
+    return torch.full(sizes, as_number(fill), dtype=torch_dtype(onnx_dtype(fill)))
 
 
 @onnx_op("EyeLike")
@@ -69,7 +79,8 @@ def eye_like(node: OnnxNode, x: Tensor) -> Value:
     rows, columns = x.shape
     # Row i, column j holds whether j - i is the diagonal asked for.
     offsets = torch.arange(columns).unsqueeze(0) - torch.arange(rows).unsqueeze(1)
-    return (offsets == node.attr("k", 0)).to(x.dtype if to is None else torch_dtype(to))
+    diagonal: Tensor = offsets == node.attr("k", 0)
+    return diagonal.to(x.dtype if to is None else torch_dtype(to))
 
 
 @onnx_op("Range")
@@ -83,7 +94,8 @@ def range_(node: OnnxNode, start: Value, limit: Value, delta: Value) -> Value:
         )
     first, last, step = (np.asarray(bound).reshape(()) for bound in (start, limit, delta))
     count = max(math.ceil((last.item() - first.item()) / step.item()), 0)
-    return (first + np.arange(count, dtype=first.dtype) * step).astype(first.dtype)
+    numbers: np.ndarray = first + np.arange(count, dtype=first.dtype) * step
+    return numbers.astype(first.dtype)
 
 
 @onnx_op("Reshape")
@@ -234,9 +246,7 @@ def pad_attributes(node: OnnxNode, x: Tensor) -> Value:
 def pad_inputs(node: OnnxNode, x: Tensor, pads: Value, fill: Value | None = None, axes: Value | None = None) -> Value:
     """Pad some or all axes; negative amounts crop."""
     where = list(range(x.ndim)) if axes is None else [int(axis) % x.ndim for axis in as_ints(axes)]
-    number = 0.0 if fill is None else as_tensor(fill).item() if is_host(fill) else None
-    if number is None:
-        raise ValueError("needs a fill value that is known before the model runs, but the model computes it")
+    number = 0.0 if fill is None else as_number(fill)
     return pad(x, as_ints(pads), where, node.attr("mode", "constant"), number)
 
 
@@ -302,6 +312,8 @@ def depth_to_space(node: OnnxNode, x: Tensor) -> Value:
 def space_to_depth(node: OnnxNode, x: Tensor) -> Value:
     """Blocks of pixels to channels."""
     block = node.attr("blocksize")
+    if node.attr("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, block)
     n, c, h, w = x.shape
     blocks = x.reshape([n, c, h // block, block, w // block, block]).permute(0, 3, 5, 1, 2, 4)
     return blocks.reshape([n, c * block**2, h // block, w // block])

@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 Value: TypeAlias = torch.Tensor | np.ndarray
-Int: TypeAlias = int | torch.SymInt
+# A size: an int or a torch.SymInt, which torch annotates as int as well.
+Int: TypeAlias = int
 
 # How the weights of the module being traced are found: an array that is one of them gives its parameter or buffer.
 _weight_of: ContextVar[Callable[[np.ndarray], torch.Tensor | None] | None] = ContextVar("weight_of", default=None)
@@ -44,7 +45,7 @@ _WIDENED = {
     ml_dtypes.float4_e2m1fn: np.float32,
 }
 
-_TORCH_DTYPES = {
+_TORCH_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16,
@@ -83,7 +84,7 @@ def torch_dtype(onnx_dtype: int) -> torch.dtype:
         ValueError: torch has no type for it (strings).
     """
     if onnx_dtype not in _TORCH_DTYPES:
-        raise ValueError(f"element type {onnx.TensorProto.DataType.Name(onnx_dtype)} is not supported")  # type: ignore[arg-type]
+        raise ValueError(f"element type {onnx.TensorProto.DataType.Name(onnx_dtype)} is not supported")
     return _TORCH_DTYPES[onnx_dtype]
 
 
@@ -135,7 +136,8 @@ def as_ints(value: Value) -> list[Int]:
             "needs a value that is known before the model runs (a shape, an axis, a count), "
             "but the model computes it from its inputs"
         )
-    return [element if isinstance(element, torch.SymInt) else int(element) for element in value.reshape(-1).tolist()]
+    elements: list[Any] = value.reshape(-1).tolist()
+    return [element if isinstance(element, torch.SymInt) else int(element) for element in elements]  # type: ignore[misc]
 
 
 def as_int(value: Value) -> Int:
@@ -144,13 +146,24 @@ def as_int(value: Value) -> Int:
     return element
 
 
-def as_float(value: Value) -> float:
-    """The one element of a host value as a float."""
+def as_number(value: Value) -> Any:
+    """The one element of a host value as a Python number.
+
+    Raises:
+        ValueError: the value depends on the data that runs through the model.
+    """
     if isinstance(value, torch.Tensor):
-        raise ValueError(
-            "needs a number that is known before the model runs, but the model computes it from its inputs"
-        )
-    return float(value.reshape(-1)[0])
+        raise ValueError("needs a number that is known before the model runs, but the model computes it")
+    (element,) = value.reshape(-1)
+    # Types that NumPy lacks come as scalars of their own.
+    number = element.item() if hasattr(element, "item") else element
+    return number if isinstance(number, (bool, int, float, complex)) else float(number)
+
+
+def max_int(a: Int, b: Int) -> Int:
+    """The larger of two sizes, without a decision if one is symbolic."""
+    larger: Int = torch.sym_max(a, b)  # type: ignore[no-untyped-call]
+    return larger
 
 
 def host(elements: Any) -> np.ndarray:

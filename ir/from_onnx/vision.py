@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
-from shave.ir.from_onnx.values import Value, as_ints
+from shave.ir.from_onnx.values import Int, Value, as_ints
 
 # Names of versions before and since 20.
 _GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -31,7 +31,7 @@ def grid_sample(node: OnnxNode, x: Tensor, grid: Tensor) -> Value:
 @onnx_op("AffineGrid")
 def affine_grid(node: OnnxNode, theta: Tensor, size: Value) -> Value:
     """The grid for `grid_sample` that an affine map makes."""
-    return F.affine_grid(theta, as_ints(size), align_corners=bool(node.attr("align_corners", 0)))  # type: ignore[arg-type]
+    return F.affine_grid(theta, as_ints(size), align_corners=bool(node.attr("align_corners", 0)))
 
 
 @onnx_op("RoiAlign")
@@ -68,9 +68,7 @@ def roi_align(node: OnnxNode, x: Tensor, rois: Tensor, batch_indices: Tensor) ->
     return _cells(total, rows, columns).sum((3, 5)) / samples.sum((3, 5)).clamp(min=1.0)
 
 
-def _sample_places(
-    start: Tensor, length: Tensor, cells: int, ratio: int, size: int | torch.SymInt
-) -> tuple[Tensor, Tensor]:
+def _sample_places(start: Tensor, length: Tensor, cells: int, ratio: int, size: Int) -> tuple[Tensor, Tensor]:
     """``(regions, cells * samples)``: where each cell is sampled, and which samples count.
 
     Without a fixed ratio a cell has as many samples as it covers elements, which the data decides: room is made for
@@ -86,7 +84,7 @@ def _sample_places(
     return places.flatten(1), used.flatten(1)
 
 
-def _neighbours(place: Tensor, size: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _neighbours(place: Tensor, size: Int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The elements around a place, the share of the higher one, and whether the place is near the image at all."""
     inside = ((place >= -1.0) & (place <= size)).to(place.dtype)
     place = place.clamp(min=0.0)

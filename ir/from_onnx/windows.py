@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shave.ir.from_onnx.registry import OnnxNode
-from shave.ir.from_onnx.values import Int
+from shave.ir.from_onnx.values import Int, max_int
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def window_of(node: OnnxNode, sizes: Sequence[Int], kernel: Sequence[int] | None
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         before, after = [], []
         for size, k, stride, dilation in zip(sizes, shape, strides, dilations, strict=True):
-            total = torch.sym_max((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+            total = max_int((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
             low = total // 2 if auto == "SAME_UPPER" else total - total // 2
             before.append(low)
             after.append(total - low)
