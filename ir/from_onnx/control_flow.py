@@ -7,7 +7,7 @@ through the model is refused.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from shave.ir.from_onnx.graph import Graph
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_tensor, torch_dtype, weights
 
-# A longer unrolled program could be neither traced nor compiled in reasonable time.
-_LONGEST_LOOP = 10_000
+# A body repeated more often could be neither traced nor compiled in reasonable time.
+MOST_REPEATS = 2048
+
+# How often the loops around repeat what is being run.
+_repeats_around: ContextVar[int] = ContextVar("repeats_around", default=1)
 
 
 class UnrollError(ReadError):
@@ -51,9 +54,7 @@ def loop(node: OnnxNode, trip_count: Value | None, condition: Value | None, *ini
     carried = list(initial)
     rows: list[list[Value]] = []
     while alive and (trips is None or len(rows) < trips):
-        if len(rows) == _LONGEST_LOOP:
-            raise ValueError(f"runs more than {_LONGEST_LOOP} times, too long to be unrolled")
-        again, *results = node.run_subgraph(body, [np.asarray(len(rows)), np.asarray(True), *carried])
+        again, *results = _repeat(node, body, len(rows), [np.asarray(len(rows)), np.asarray(True), *carried])
         alive = _known_condition(again)
         carried, row = results[: len(initial)], results[len(initial) :]
         rows.append(row)
@@ -77,15 +78,13 @@ def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
     (length,) = lengths
     if not isinstance(length, int):
         raise UnrollError(node, "length", length)
-    if length > _LONGEST_LOOP:
-        raise ValueError(f"runs more than {_LONGEST_LOOP} times, too long to be unrolled")
     rows = []
     for step in range(length):
         slices = [
             _slice(value, axis, length - 1 - step if backwards else step)
             for value, axis, backwards in zip(scanned, in_axes, in_backwards, strict=True)
         ]
-        results = node.run_subgraph(body, [*carried, *slices])
+        results = _repeat(node, body, step, [*carried, *slices])
         carried, row = results[: len(carried)], results[len(carried) :]
         rows.append(row)
     specs = body.outputs[len(carried) :]
@@ -98,6 +97,18 @@ def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
             _stack(column[::-1] if backwards[k] else column, axes[k]) if rows else _no_rows(body, spec.name)
         )
     return [*carried, *collected]
+
+
+def _repeat(node: OnnxNode, body: Graph, index: int, inputs: Sequence[Value]) -> list[Value]:
+    """Run a loop's body for the iteration ``index``."""
+    repeats = _repeats_around.get() * (index + 1)
+    if repeats > MOST_REPEATS:
+        raise ValueError(f"is unrolled more than {MOST_REPEATS} times, counting the loops around it")
+    token = _repeats_around.set(repeats)
+    try:
+        return node.run_subgraph(body, inputs)
+    finally:
+        _repeats_around.reset(token)
 
 
 def _known_trips(node: OnnxNode, trip_count: Value | None) -> int | None:
@@ -165,7 +176,7 @@ def _cond(node: OnnxNode, condition: Tensor, *branches: Graph) -> tuple[Tensor, 
         return run
 
     runners = [runner(branch, positions) for branch, positions in zip(branches, asked, strict=True)]
-    results: tuple[Tensor, ...] = torch.ops.higher_order.cond(condition.reshape(()), *runners, tuple(operands.tensors))
+    results: tuple[Tensor, ...] = torch.ops.higher_order.cond(condition.squeeze(), *runners, tuple(operands.tensors))
     return results
 
 

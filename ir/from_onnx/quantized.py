@@ -205,7 +205,7 @@ def _cast(values: Value, dtype: torch.dtype) -> Tensor:
 def _spread(values: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
     """Scales or zero points, repeated or reshaped so that they broadcast against ``x``."""
     if values.numel() == 1 and not block:
-        return values.reshape(())
+        return values.squeeze()
     if block:
         axis %= x.ndim
         repeated = values.unsqueeze(axis + 1).expand(*values.shape[: axis + 1], block, *values.shape[axis + 1 :])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shave.ir.from_onnx.control_flow import UnrollError
+from shave.ir.from_onnx.control_flow import MOST_REPEATS, UnrollError
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_ints, as_tensor, is_host
 
@@ -262,6 +262,8 @@ class _Layer:
 
     def unrolled(self, cell: Cell) -> tuple[Tensor, ...]:
         """The layer as one chain of cells per direction."""
+        if self.steps > MOST_REPEATS:
+            raise ValueError(f"has {self.steps} time steps, at most {MOST_REPEATS} can be unrolled")
         sequences, finals = [], []
         for k, side in enumerate(self.directions):
             y, final = self._walk(cell, side, tuple(state[k] for state in self.initial))

@@ -178,6 +178,9 @@ _SEQUENCE_OPS = (
 
 _TRAINING = {f"test_training_dropout{suffix}" for suffix in ("", "_default", "_mask", "_default_mask")}
 
+# They count the output's elements before rounding (2.4 of them), so that the last one is not the input's last.
+_CORNERS = {f"test_resize_downsample_scales_{mode}_align_corners" for mode in ("linear", "cubic")}
+
 EXCLUSIONS = (
     Exclusion(
         "optional types are no tensors",
@@ -189,6 +192,8 @@ EXCLUSIONS = (
     Exclusion("strings", _has_element("STRING")),
     Exclusion("decodes image files", _has_op("ImageDecoder")),
     Exclusion("drops elements at random, as in training", lambda case: case.name in _TRAINING),
+    Exclusion("ONNX Runtime and torch align the corners otherwise", lambda case: case.name in _CORNERS),
+    Exclusion("torch cannot divide uint64", lambda case: _has_op("Div")(case) and _has_element("UINT64")(case)),
     Exclusion("torch has no 4-bit or 6-bit floats", _has_element("FLOAT4E2M1", "FLOAT6E2M3", "FLOAT6E3M2")),
     Exclusion("Scan before opset 9 is another operator", lambda case: _has_op("Scan")(case) and _opset(case) < 9),
 )

@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from shave.ir.errors import ReadError
+from shave.ir.from_onnx import control_flow
 from shave.ir.from_onnx.export import export_onnx
 from tests.ir.from_onnx.runtime import assert_like_runtime, export_and_run, graph_model
 
@@ -159,12 +160,33 @@ def test_loop_that_its_condition_ends():
     ("model", "message"),
     [
         (loop_model(None, inputs={"x": X, "trips": np.array(3)}), "node 'loop' .Loop.: the trip count is computed"),
-        (loop_model(10**12), "node 'loop' .Loop.: runs more than 10000 times"),
+        (loop_model(10**12), "node 'loop' .Loop.: is unrolled more than 20 times"),
     ],
 )
-def test_loops_without_a_known_end_are_refused(model, message):
+def test_loops_without_a_known_end_are_refused(model, message, monkeypatch):
+    monkeypatch.setattr(control_flow, "MOST_REPEATS", 20)
     with pytest.raises(ReadError, match=message):
         export_onnx(model)
+
+
+def test_nested_loops_count_together(monkeypatch):
+    monkeypatch.setattr(control_flow, "MOST_REPEATS", 20)
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["more"], ["more_out"]), helper.make_node("Identity", ["t"], ["t_out"])],
+        "inner",
+        [value("j", [], TensorProto.INT64), value("more", [], TensorProto.BOOL), value("t", [3, 5])],
+        [value("more_out", [], TensorProto.BOOL), value("t_out", [3, 5])],
+    )
+    outer = helper.make_graph(
+        [helper.make_node("Identity", ["go_in"], ["go_out"]),
+         helper.make_node("Loop", ["trips", "", "s"], ["s_out"], name="inner", body=inner)],
+        "outer",
+        [value("i", [], TensorProto.INT64), value("go_in", [], TensorProto.BOOL), value("s", [3, 5])],
+        [value("go_out", [], TensorProto.BOOL), value("s_out", [3, 5])],
+    )  # fmt: skip
+    node = helper.make_node("Loop", ["trips", "", "x"], ["y"], name="outer", body=outer)
+    with pytest.raises(ReadError, match=r"node 'outer/inner' .Loop.: is unrolled more than 20 times"):
+        export_onnx(graph_model([node], {"x": X}, {"trips": np.array(5)}, ["y"]))
 
 
 def test_loop_with_a_computed_condition_is_refused():

@@ -25,7 +25,8 @@ SAMPLE = (
     "test_resize_upsample_scales_linear_align_corners", "test_reversesequence_batch", "test_roialign_aligned_false",
     "test_scan9_sum", "test_scatter_elements_with_reduction_max", "test_shape_start_1_end_2",
     "test_simple_rnn_batchwise", "test_slice_neg_steps", "test_softmax_large_number",
-    "test_split_variable_parts_2d_opset18", "test_stft_with_window", "test_tfidfvectorizer_tf_batch_uniandbigrams_skip5",
+    "test_split_variable_parts_2d_opset18", "test_stft_with_window",
+    "test_tfidfvectorizer_tf_batch_uniandbigrams_skip5",
     "test_top_k_smallest", "test_transpose_all_permutations_3",
     "test_tril_neg", "test_unique_sorted_with_axis_3d", "test_where_long_example",
 )  # fmt: skip
