@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shave.ir.errors import PipelineError
 from shave.passes.report import Entry, PassReport
-from shave.passes.scope import ancestors, matches
+from shave.passes.scope import matches
 from shave.passes.suggest import nearest
 
 
@@ -35,7 +35,8 @@ def explain(reports: Sequence[PassReport], query: str) -> list[Explanation]:
 
     Args:
         reports: One for each pass.
-        query: A name of a node, module, ONNX node or weight, an operator, or ``re:`` and a regular expression.
+        query: What an entry of a scope can be (see :mod:`shave.passes.scope`): a name, a kind, or ``re:`` and a regular
+            expression.
 
     Returns:
         One explanation for each pass, in the order in which they ran.
@@ -44,15 +45,10 @@ def explain(reports: Sequence[PassReport], query: str) -> list[Explanation]:
         PipelineError: No pass recorded anything about such a node; offers the nearest names.
     """
     found = [
-        Explanation(report.text, tuple(entry for entry in report.entries if matches(query, _labels(entry))))
+        Explanation(report.text, tuple(entry for entry in report.entries if matches(query, entry.labels)))
         for report in reports
     ]
     if not any(explanation.entries for explanation in found):
-        known = {label for report in reports for entry in report.entries for label in _labels(entry)}
+        known = {label for report in reports for entry in report.entries for label in entry.labels}
         raise PipelineError(f"no pass recorded anything about {query!r}{nearest(query, known)}")
     return found
-
-
-def _labels(entry: Entry) -> set[str]:
-    labels = {label for name in entry.names for label in ancestors(name)}
-    return labels | ({entry.op, entry.op.rpartition(".")[2]} if entry.op else set())

@@ -11,6 +11,7 @@ from torch import fx
 from shave.ir.names import names_of
 from shave.ir.ops import op_name
 from shave.passes.compare import Difference
+from shave.passes.scope import ancestors, labels_of
 
 Verdict = Literal["applied", "skipped"]
 
@@ -25,6 +26,7 @@ class Entry:
         names: All names under which a user may know it: module path, ONNX node, weight.
         op: Its operator (``aten.conv2d``), or ``weight`` or ``input``; empty if the entry is about no node.
         text: What was done, or why not.
+        labels: Everything that an entry of a scope can match the node by.
     """
 
     verdict: Verdict
@@ -32,6 +34,7 @@ class Entry:
     names: tuple[str, ...]
     op: str
     text: str
+    labels: frozenset[str] = field(default=frozenset(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data."""
@@ -117,6 +120,6 @@ class PassReport:
 
 def _entry(verdict: Verdict, node: fx.Node | str, text: str) -> Entry:
     if isinstance(node, str):
-        return Entry(verdict, node, (node,), "", text)
+        return Entry(verdict, node, (node,), "", text, frozenset(ancestors(node)))
     op = {"get_attr": "weight", "placeholder": "input", "output": "output"}.get(node.op) or op_name(node)
-    return Entry(verdict, node.name, tuple(names_of(node)), op, text)
+    return Entry(verdict, node.name, tuple(names_of(node)), op, text, labels_of(node))

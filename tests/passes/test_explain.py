@@ -24,6 +24,7 @@ def test_kinds_give_every_node(reports: tuple[PassReport, ...]) -> None:
     assert [entry.node for entry in explain(reports, "aten.relu")[0].entries] == ["relu", "relu_1"]
     assert [entry.node for entry in explain(reports, "relu")[0].entries] == ["relu", "relu_1"]
     assert [entry.node for entry in explain(reports, "second")[0].entries] == ["relu_1"]
+    assert [entry.node for entry in explain(reports, "Block")[0].entries] == ["relu", "relu_1"]
 
 
 def test_unknown_nodes_get_the_nearest(reports: tuple[PassReport, ...]) -> None:
