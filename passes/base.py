@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shave.ir.errors import PipelineError
@@ -145,13 +146,13 @@ class Context:
         from shave.passes.probe import as_inputs
 
         data = self.need("calibration", by)
-        count = 0
+        if limit is not None:
+            data = islice(data, limit)
+        empty = True
         for batch in self.track(data, f"{by.name}: calibration", limit):
-            if count == limit:
-                break
-            count += 1
+            empty = False
             yield as_inputs(program, batch)
-        if count == 0:
+        if empty:
             raise PipelineError(f"pass {by.name} needs calibration data, but what was given holds no batch")
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -13,6 +13,8 @@ from shave.ir.errors import PipelineError, SignatureError
 from shave.ir.program import Program
 from shave.ir.shapes import hints
 
+MAX_SAMPLES = 8
+
 
 def as_inputs(program: Program, batch: Any) -> tuple[torch.Tensor, ...]:
     """Put one batch of data in the form and order of a program's inputs.
@@ -36,16 +38,27 @@ def as_inputs(program: Program, batch: Any) -> tuple[torch.Tensor, ...]:
 def probe_inputs(program: Program, calibration: Iterable[Any] | None = None, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Give inputs to try a program on: the first batch of calibration data, else random ones of the traced sizes.
 
+    Of a large batch the first 8 samples are taken, where the program lets its size vary: programs are tried often.
+
     Random floats are drawn from the standard normal distribution. Integers of 16 bits and more are 0 or 1: they are
     mostly indices and masks, for which larger ones may be out of range. 8-bit integers are mostly pixels, and take all
     values.
     """
     if calibration is not None:
         for batch in calibration:
-            return as_inputs(program, batch)
+            return _first_samples(program, as_inputs(program, batch))
         raise PipelineError("the calibration data holds no batch")
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(node.meta["val"], generator) for node in program.inputs)
+
+
+def _first_samples(program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    batch = {spec.shape[0] if spec.shape else None for spec in program.signature.inputs}
+    name = batch.pop()
+    if batch or not isinstance(name, str) or name not in program.signature.dims:
+        return inputs
+    low, _ = program.signature.dims[name]
+    return tuple(tensor[: max(low, MAX_SAMPLES)] for tensor in inputs)
 
 
 def _random(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

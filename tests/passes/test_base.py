@@ -81,6 +81,9 @@ def test_batches_come_in_many_forms(form: Any) -> None:
 def test_batches_are_limited_and_must_fit() -> None:
     program = net_program()
     assert len(list(Context(calibration=batches(5)).batches(program, NeedsData(), limit=2))) == 2
+    source = iter(batches(5))
+    list(Context(calibration=source).batches(program, NeedsData(), limit=2))
+    assert len(list(source)) == 3, "no more is drawn than asked for"
     with pytest.raises(PipelineError, match="holds no batch"):
         list(Context(calibration=[]).batches(program, NeedsData()))
     with pytest.raises(SignatureError, match="input 'x', dimension 0 is 3"):

@@ -59,3 +59,18 @@ def test_arrays_that_cannot_be_written_are_copied() -> None:
 def test_unknown_inputs_are_named() -> None:
     with pytest.raises(SignatureError, match="no input is named 'y'"):
         as_inputs(net_program(), {"y": torch.ones(1)})
+
+
+def test_of_a_large_batch_a_few_samples_are_taken() -> None:
+    x, y = torch.randn(20, 5), torch.randn(20, 5)
+    shared = {"input": {0: "batch"}, "other": {0: "batch"}}
+
+    class Add(nn.Module):
+        def forward(self, input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return input + other
+
+    program = trace(Add(), (x, y), dynamic_shapes=shared)
+    assert [t.shape[0] for t in probe_inputs(program, [(x, y)])] == [8, 8]
+    assert torch.equal(probe_inputs(program, [(x, y)])[0], x[:8])
+    fixed = trace(Add(), (x, y))
+    assert [t.shape[0] for t in probe_inputs(fixed, [(x, y)])] == [20, 20]
