@@ -21,7 +21,7 @@ def _infinity(x: Expr) -> Expr:
 PLAIN: dict[str, Callable[[Expr], Expr]] = {
     "tirx.rsqrt": lambda x: tirx.const(1.0, str(x.ty.dtype)) / tirx.sqrt(x),
     "tirx.nearbyint": tirx.round,
-    "tirx.isnan": lambda x: x != x,  # noqa: PLR0124
+    "tirx.isnan": lambda x: x != x,
     "tirx.isinf": lambda x: tirx.abs(x) == _infinity(x),
     "tirx.isfinite": lambda x: tirx.abs(x) < _infinity(x),
 }
@@ -29,7 +29,9 @@ PLAIN: dict[str, Callable[[Expr], Expr]] = {
 
 
 def _plain(formula: Expr) -> Expr:
-    return tvm_ffi.structural_map(formula, [(tvm.ir.Call, lambda n: PLAIN[n.op.name](n.args[0]) if getattr(n.op, "name", "") in PLAIN else n)])
+    return tvm_ffi.structural_map(
+        formula, [(tvm.ir.Call, lambda n: PLAIN[n.op.name](n.args[0]) if getattr(n.op, "name", "") in PLAIN else n)]
+    )
 
 
 def expand_intrinsics(function: PrimFunc) -> PrimFunc:

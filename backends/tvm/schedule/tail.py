@@ -23,10 +23,11 @@ import tvm_ffi
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, PrimFunc, tirx, tvm
-from shave.backends.tvm.schedule.access import best_axis, flatten
+from shave.backends.tvm.schedule.access import VectorAxis, best_axis, duration, flatten
+from shave.backends.tvm.schedule.forms import nest
 from shave.backends.tvm.schedule.inline import inline
 from shave.backends.tvm.schedule.intrinsics import expand_intrinsics
-from shave.backends.tvm.schedule.nest import Nest, nested, sequence, shared_by_threads
+from shave.backends.tvm.schedule.loops import nested, sequence, shared_by_threads
 from shave.backends.tvm.schedule.stage import (
     Axis,
     Buffer,
@@ -38,13 +39,12 @@ from shave.backends.tvm.schedule.stage import (
     Var,
     read_stage,
     rewrite_loads,
-    work,
 )
 
 SCHEDULED = "shave.scheduled"
 RULE = "shave.rule"
-PARALLEL_WORK = 60_000
-"""Operations from which waking the threads (6 us and more) costs less than it saves."""
+PARALLEL_NANOSECONDS = 12_000
+"""Duration on one thread from which waking the others (2 us for one of them, more for more) saves time."""
 STACK_BYTES = 32 * 1024
 """Buffers of a group up to this size live on the stack of the thread."""
 
@@ -127,17 +127,29 @@ class Group:
 def group(stages: Sequence[Stage], target: Target) -> list[Group]:
     """Share outer loops between neighbours, as far as every vector axis stays inside and threads stay busy."""
     groups: list[Group] = []
+    choices = {id(s): best_axis(s, s.axes, target) for s in stages}
     for stage in stages:
         if groups:
             joined = (*groups[-1].stages, stage)
-            depth = min(common_depth(joined), *(_free_depth(s, joined, target) for s in joined))
+            times = [duration(s, choices[id(s)]) for s in joined]
+            # A light stage may do without its vector axis if that lets the heavy ones share a loop with it.
+            inner = [
+                _outside(s, choices[id(s)]) for s, time in zip(joined, times, strict=True) if 4 * time >= max(times)
+            ]
+            depth = min(common_depth(joined), *inner)
             rows = math.prod(a.size or 1024 for a in joined[0].spatial[:depth])
-            light = sum(map(_cost, joined)) < PARALLEL_WORK
-            if depth and (light or rows >= 2 * target.cores):
+            if depth and (sum(times) < PARALLEL_NANOSECONDS or rows >= 2 * target.cores):
                 groups[-1] = Group(joined, depth)
                 continue
         groups.append(Group((stage,), 0))
     return groups
+
+
+def _outside(stage: Stage, choice: VectorAxis | None) -> int:
+    """Number of leading spatial axes outside of the vector axis."""
+    if choice is None or choice.axis.reduces:
+        return len(stage.spatial)
+    return next(i for i, a in enumerate(stage.spatial) if a.var.same_as(choice.axis.var))
 
 
 def common_depth(stages: Sequence[Stage]) -> int:
@@ -167,24 +179,9 @@ def _dimension(store: Store, axis: Axis) -> int:
     return next(i for i, index in enumerate(store.indices) if axis.var.same_as(index))
 
 
-def _free_depth(stage: Stage, together: Sequence[Stage], target: Target) -> int:
-    """How many leading axes the stage can give up without losing its vector axis; light stages give up all."""
-    if 4 * _cost(stage) < max(map(_cost, together)):
-        return len(stage.spatial)
-    choice = best_axis(stage, stage.axes, target)
-    if choice is None or choice.axis.reduces:
-        return len(stage.spatial)
-    return next(i for i, a in enumerate(stage.spatial) if a.var.same_as(choice.axis.var))
-
-
-def _cost(stage: Stage) -> int:
-    return stage.iterations * (2 + work(*stage.values))
-
-
-def _write_group(
-    g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], target: Target
-) -> tuple[Stmt, list[str]]:
-    parallel = target.cores > 1 and sum(map(_cost, g.stages)) >= PARALLEL_WORK
+def _write_group(g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], target: Target) -> tuple[Stmt, list[str]]:
+    time = sum(duration(s, best_axis(s, s.axes, target)) for s in g.stages)
+    parallel = target.cores > 1 and time >= PARALLEL_NANOSECONDS
     stages, buffers = _shrink(g, private)
     own = {b: _flat_view(b, b.scope()) for b in buffers}
     for stage in stages:
@@ -193,8 +190,8 @@ def _write_group(
                 flat[buffer] = _flat_view(buffer, buffer.scope())
     stages = [flatten(stage, {**flat, **own}) for stage in stages]
     if not g.depth:
-        nest = Nest(stages[0], {}, target, parallel)
-        return nest.write(), [nest.rule]
+        alone = nest(stages[0], {}, target, parallel)
+        return alone.write(), [alone.rule]
     axes = g.stages[0].spatial[: g.depth]
     rules: list[str] = []
 
@@ -202,9 +199,9 @@ def _write_group(
         statements = [tirx.AllocBuffer(b) for b in own.values()]
         for stage in stages:
             fixed = {a.var: at[shared.var] for a, shared in zip(stage.spatial, axes, strict=False)}
-            nest = Nest(stage, fixed, target, False)
-            rules.append(nest.rule)
-            statements.append(nest.write())
+            inner = nest(stage, fixed, target, False)
+            rules.append(inner.rule)
+            statements.append(inner.write())
         return sequence(statements)
 
     threads = shared_by_threads(axes, target.cores) if parallel else 0
@@ -247,7 +244,7 @@ def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
     def load(n: Any) -> Expr:
         return tirx.BufferLoad(small[n.source], indices(n.source, n.indices)) if n.source in small else n
 
-    def store(s: Store) -> Store:
+    def shrunk(s: Store) -> Store:
         value = rewrite_loads(s.value, load)
         if s.buffer not in small:
             return Store(s.buffer, s.indices, value)
@@ -256,8 +253,8 @@ def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
     stages = [
         replace(
             s,
-            stores=tuple(map(store, s.stores)),
-            inits=tuple(map(store, s.inits)),
+            stores=tuple(map(shrunk, s.stores)),
+            inits=tuple(map(shrunk, s.inits)),
             binds=tuple((var, rewrite_loads(value, load)) for var, value in s.binds),
         )
         for s in g.stages

@@ -6,15 +6,29 @@ log2(L) rounds of two-input shuffles, and stored as L vectors along the axis tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
 
 from shave.backends.tvm.adapter import Expr, tirx
 from shave.backends.tvm.schedule.access import VectorAxis, conditions_on, stride
-from shave.backends.tvm.schedule.stage import Axis, Stage, Stmt, analyzer, loads
+from shave.backends.tvm.schedule.loops import loop, nested, sequence
+from shave.backends.tvm.schedule.nest import HEAVY, Map
+from shave.backends.tvm.schedule.stage import (
+    Axis,
+    Buffer,
+    Stage,
+    Stmt,
+    Var,
+    analyzer,
+    constant,
+    loads,
+    rewrite_loads,
+    substitute,
+    work,
+)
 
 LARGEST_TILE = 16
 
@@ -38,9 +52,9 @@ def tile(stage: Stage, choice: VectorAxis, free: Sequence[Axis]) -> Tile | None:
         return None
     strided: list[Any] = []
     for load in loads(*stage.values):
-        if stride(load.indices[0], along, choice.lanes, known) not in (0, 1):
-            if not any(tvm_ffi.structural_equal(load, other) for other in strided):
-                strided.append(load)
+        seen = any(tvm_ffi.structural_equal(load, other) for other in strided)
+        if not seen and stride(load.indices[0], along, choice.lanes, known) not in (0, 1):
+            strided.append(load)
     if not strided or len(strided) > 2:
         return None
     for across in free:
@@ -80,3 +94,94 @@ def transposed(rows: Sequence[Expr]) -> tuple[list[Stmt], list[Expr]]:
                 current[j], current[j + distance] = shuffle(a, b, low), shuffle(a, b, high)
         distance //= 2
     return steps, current
+
+
+class Transpose(Map):
+    """Squares first, then the strips at the two edges that no square fills."""
+
+    rule = "transpose"
+
+    def __init__(self, square: Tile, *nest: Any) -> None:
+        super().__init__(*nest)
+        self.square = square
+
+    def write(self) -> Stmt:
+        """Loops over squares, then over the edges."""
+        along, across, side = self.choice.axis, self.square.across, self.square.side
+        height, width = across.size or 0, along.size or 0
+        others = [a for a in self.free if a.var not in (along.var, across.var)]
+        strips = Axis(tirx.Var("strip", across.extent.ty), constant(height // side, across.extent), False)
+        outer = [*others, strips]
+
+        def squares(at: Mapping[Var, Expr]) -> Stmt:
+            top = at[strips.var] * constant(side, across.extent)
+            place = {k: v for k, v in at.items() if k is not strips.var}
+            return loop(
+                constant(width // side, along.extent),
+                lambda chunk: self._square(place, top, along, chunk * constant(side, along.extent)),
+                name="chunk",
+            )
+
+        def edge(row: Axis, first: int, start: int, lanes: int) -> Stmt:
+            def line(at: Mapping[Var, Expr]) -> Stmt:
+                values = {k: v for k, v in at.items() if k is not row.var}
+                values[across.var] = at[row.var] + constant(first, across.extent)
+                return self.vector(values, constant(start, along.extent), lanes)
+
+            return nested([*others, row], line)
+
+        def rows(count: int) -> Axis:
+            return Axis(tirx.Var("line", across.extent.ty), constant(count, across.extent), False)
+
+        full_height, full_width = height // side * side, width // side * side
+        statements = [nested(outer, squares, self.threads(outer))]
+        if full_width < width:
+            statements.append(edge(rows(height), 0, full_width, width - full_width))
+        if full_height < height:
+            statements += [
+                edge(rows(height - full_height), full_height, start, side) for start in range(0, full_width, side)
+            ]
+        return sequence(statements)
+
+    def _square(self, at: Mapping[Var, Expr], top: Expr, along: Axis, left: Expr) -> Stmt:
+        square, side = self.square, self.square.side
+        zero, one = constant(0, top), constant(1, top)
+        statements: list[Stmt] = []
+        columns: list[Buffer] = []
+        for load in square.strided:
+            dtype = str(load.source.ty.dtype)
+            column = tirx.decl_buffer((side * side,), dtype, f"{load.source.name}_tile", scope="local")
+            columns.append(column)
+            rows = []
+            for lane in range(side):
+                values = {**self.fixed, **at, square.across.var: top, along.var: left + constant(lane, left)}
+                first = substitute(load.indices[0], values)
+                rows.append(tirx.BufferLoad(load.source, [tirx.Ramp(first, one, side)]))
+            steps, names = transposed(rows)
+            statements += [tirx.AllocBuffer(column), *steps]
+            statements += [
+                tirx.BufferStore(column, name, [tirx.Ramp(constant(place * side, zero), one, side)])
+                for place, name in enumerate(names)
+            ]
+
+        def line(place: Expr) -> Stmt:
+            def element(lane: Expr) -> Stmt:
+                def change(n: Any) -> Expr:
+                    for load, column in zip(square.strided, columns, strict=True):
+                        if tvm_ffi.structural_equal(n, load):
+                            return tirx.BufferLoad(column, [place * constant(side, place) + lane])
+                    return n
+
+                tiled = replace(
+                    self.stage,
+                    stores=tuple(replace(s, value=rewrite_loads(s.value, change)) for s in self.stage.stores),
+                )
+                values = {**self.fixed, **at, square.across.var: top + place, along.var: left + lane}
+                store = tiled.substitute(values).stores[0]
+                return tirx.BufferStore(store.buffer, store.value, list(store.indices))
+
+            return self.lanes(side, element)
+
+        heavy = work(*self.stage.values) >= HEAVY
+        kind = tirx.ForKind.SERIAL if heavy else tirx.ForKind.UNROLLED
+        return sequence([*statements, loop(constant(side, top), line, kind, name="line")])
