@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shave.backends.artifact import pack, read_artifact
-from shave.backends.runtime import Artifact
+from shave.backends.runtime import Artifact, check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
 from shave.ir.errors import UnsupportedError
@@ -55,8 +55,11 @@ def compile(
         PipelineError: The passes do not fit.
         UnsupportedError: The program holds something that cannot be compiled for the target.
         CompileError: Code generation failed.
+        ValueError: ``threads`` is out of range.
     """
     target = resolve(target) if isinstance(target, str) else target
+    if threads is not None:
+        check_threads(threads)
     if target.kind == "cuda":
         raise UnsupportedError(f"target {target.name}: code for CUDA cannot be generated yet; compile for a CPU")
 

@@ -115,11 +115,7 @@ class Artifact:
 
     @threads.setter
     def threads(self, number: int) -> None:
-        limit = len(host.usable_processors())
-        if not 1 <= number <= limit:
-            raise ValueError(
-                f"threads must be from 1 to {limit}, the processors that this process may use, not {number}"
-            )
+        check_threads(number)
         self._threads = int(number)
 
     def profile(self, *inputs: Any, rounds: int = 10, **named: Any) -> list[KernelTime]:
@@ -221,6 +217,17 @@ def default_threads() -> int:
         if asked.isdigit() and int(asked) > 0:
             return min(int(asked), len(host.usable_processors()))
     return host.usable_cores()
+
+
+def check_threads(number: int) -> None:
+    """Refuse a number of threads that this process cannot use.
+
+    Raises:
+        ValueError: It is less than 1, or more than the processors that this process may use.
+    """
+    limit = len(host.usable_processors())
+    if not 1 <= number <= limit:
+        raise ValueError(f"threads must be from 1 to {limit}, the processors that this process may use, not {number}")
 
 
 def _exchanged(name: str, value: Any) -> vm.Tensor:

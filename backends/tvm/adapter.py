@@ -77,7 +77,15 @@ __all__ = [
 
 def tvm_target(target: Target) -> Any:
     """TVM's own description of a CPU target (CUDA targets need a host and are made by their backend)."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": target.cpu, "mtriple": target.triple, "num-cores": target.cores})
+    return tvm.target.Target(
+        {
+            "kind": "llvm",
+            "mcpu": target.cpu,
+            "mtriple": target.triple,
+            "mattr": list(target.attributes),
+            "num-cores": target.cores,
+        }
+    )
 
 
 @contextmanager
