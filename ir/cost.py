@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -16,7 +17,7 @@ from shave.ir.shapes import hints
 
 @dataclass(frozen=True)
 class Cost:
-    """Static cost at the traced example's sizes.
+    """Static cost for one sample.
 
     Attributes:
         parameters: Elements of all weights; a shared weight counts once.
@@ -34,24 +35,36 @@ class Cost:
     macs_by_node: dict[str, int]
 
 
-def cost(program: Program) -> Cost:
-    """Count; see :class:`Cost`."""
+def cost(program: Program, sizes: Mapping[str, int] | None = None) -> Cost:
+    """Count; see :class:`Cost`.
+
+    Args:
+        program: What to count.
+        sizes: Sizes of dynamic dimensions by name. By default those along the first axis of an input (the batch) count
+            as one and the others as in the traced example.
+    """
+    chosen = {str(spec.shape[0]): 1 for spec in program.signature.inputs if spec.shape} | dict(sizes or {})
+    known = {symbol: chosen[name] for symbol, name in program.dim_names.items() if name in chosen}
+
+    def shape(value: object) -> tuple[int, ...]:
+        return hints(cast(fx.Node, value).meta["val"].shape, known)
+
     by_node = {}
     for node in program.calls:
         row = OPS.get(op_name(node))
         if row is not None and row.macs is not None:
-            by_node[node.name] = row.macs(node)
+            by_node[node.name] = row.macs(node, shape)
     weights = [tensor for _, tensor in program.weights()]
     return Cost(
         parameters=sum(tensor.numel() for tensor in weights),
         macs=sum(by_node.values()),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
-        peak_activation_bytes=_peak(program),
+        peak_activation_bytes=_peak(program, known),
         macs_by_node=by_node,
     )
 
 
-def _peak(program: Program) -> int:
+def _peak(program: Program, known: Mapping[str, int]) -> int:
     """Walk in execution order; a value lives from its node to its last reader."""
     order = {node: position for position, node in enumerate(program.graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=order[node]) for node in order}
@@ -59,15 +72,15 @@ def _peak(program: Program) -> int:
     live = peak = 0
     for node, position in order.items():
         if node.op in ("placeholder", "call_function"):
-            live += _bytes(node.meta.get("val"))
+            live += _bytes(node.meta.get("val"), known)
             dying.setdefault(last_use[node], []).append(node)
         peak = max(peak, live)
-        live -= sum(_bytes(dead.meta.get("val")) for dead in dying.pop(position, []))
+        live -= sum(_bytes(dead.meta.get("val"), known) for dead in dying.pop(position, []))
     return peak
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any, known: Mapping[str, int]) -> int:
     """Bytes of a tensor; of a tuple nothing, as its elements are counted where they are taken out."""
     if not isinstance(value, torch.Tensor):
         return 0
-    return math.prod(hints(value.shape)) * value.element_size()
+    return math.prod(hints(value.shape, known)) * value.element_size()

@@ -50,7 +50,7 @@ class Op:
 
     name: str
     traits: Trait
-    macs: Callable[[fx.Node], int] | None = None
+    macs: Callable[[fx.Node, macs.ShapeOf], int] | None = None
 
 
 _ELEMENTWISE = """
@@ -98,7 +98,9 @@ _SIZES = "sym_size sym_numel sym_stride sym_storage_offset"
 def _rows() -> dict[str, Op]:
     rows: dict[str, Op] = {}
 
-    def add(names: str, traits: Trait, count: Callable[[fx.Node], int] | None = None, namespace: str = "aten") -> None:
+    def add(
+        names: str, traits: Trait, count: Callable[[fx.Node, macs.ShapeOf], int] | None = None, namespace: str = "aten"
+    ) -> None:
         for name in names.split():
             rows[f"{namespace}.{name}"] = Op(f"{namespace}.{name}", traits, count)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -126,11 +126,15 @@ class Program:
 
         verify(self, full=full)
 
-    def cost(self) -> Cost:
-        """Count parameters, multiply-accumulates, bytes of weights and the peak of live activations."""
+    def cost(self, sizes: Mapping[str, int] | None = None) -> Cost:
+        """Count parameters, multiply-accumulates, bytes of weights and the peak of live activations, for one sample.
+
+        Args:
+            sizes: Sizes of dynamic dimensions by name; see :func:`shave.ir.cost.cost` for the defaults.
+        """
         from shave.ir.cost import cost
 
-        return cost(self)
+        return cost(self, sizes)
 
     def structural_hash(self) -> str:
         """Digest of graph, weights and signature: equal for equal programs, whatever the node names."""

@@ -41,14 +41,25 @@ def _expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
-def hint(size: Any) -> int:
-    """A concrete number for a size: the example that was traced; 1 where a size depends on data."""
+def hint(size: Any, known: Mapping[str, int] | None = None) -> int:
+    """A concrete number for a size.
+
+    ``known`` gives the values of torch's symbols; without, it is that of the traced example, and 1 where a size depends
+    on data.
+    """
     if not isinstance(size, torch.SymInt):
         return int(size)
-    known = size.node.hint
-    return 1 if known is None else int(known)
+    expression = size.node.expr
+    if known and any(str(symbol) in known for symbol in expression.free_symbols):
+        values = {
+            symbol: known.get(str(symbol), size.node.shape_env.backed_var_to_val.get(symbol, 1))
+            for symbol in expression.free_symbols
+        }
+        return int(expression.subs(values))
+    traced = size.node.hint
+    return 1 if traced is None else int(traced)
 
 
-def hints(shape: Sequence[Any]) -> tuple[int, ...]:
+def hints(shape: Sequence[Any], known: Mapping[str, int] | None = None) -> tuple[int, ...]:
     """Concrete numbers for a shape; see :func:`hint`."""
-    return tuple(map(hint, shape))
+    return tuple(hint(size, known) for size in shape)

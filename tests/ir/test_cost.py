@@ -47,3 +47,10 @@ def test_peak_counts_what_lives_at_once():
 
     # relu: x, y live (2); tanh: x, y, t (3); add: x, t, sum (3).
     assert cost_of(Chain(), torch.zeros(100)).peak_activation_bytes == 3 * 400
+
+
+def test_dynamic_batch_counts_as_one_and_other_dimensions_as_traced():
+    module = Attention(width=16, heads=2)
+    dynamic = shave.trace(module, (torch.zeros(3, 5, 16),), dynamic_shapes={"x": {0: "batch", 1: "length"}})
+    assert dynamic.cost() == cost_of(module, torch.zeros(1, 5, 16))
+    assert dynamic.cost({"batch": 4, "length": 7}).macs == cost_of(module, torch.zeros(4, 7, 16)).macs
