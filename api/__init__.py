@@ -15,7 +15,7 @@ _HOMES = {
     "Program": "shave.ir.program",
     "trace": "shave.ir.from_torch",
     "read": "shave.ir.reader",
-    "PassManager": "shave.passes.manager",
+    "PassManager": "shave.manager",
     "compile": "shave.backends.compiler",
     "load": "shave.backends.runtime",
 }

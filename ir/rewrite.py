@@ -200,16 +200,21 @@ def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
 
 def _free_target(module: torch.nn.Module, target: str) -> str:
     base, count = target, 1
-    taken = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    taken |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    taken |= {name for name, _ in module.named_modules() if name}
-    while target in taken or any(target.startswith(f"{name}.") for name in taken if not _is_module(module, name)):
+    while _is_taken(module, target):
         target, count = f"{base}_{count}", count + 1
     return target
 
 
-def _is_module(module: torch.nn.Module, name: str) -> bool:
-    return isinstance(attribute(module, name), torch.nn.Module)
+def _is_taken(module: torch.nn.Module, target: str) -> bool:
+    """Whether the name is that of something, or would make a tensor the parent of another."""
+    *path, leaf = target.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+        if not isinstance(module, torch.nn.Module):
+            return True
+    return hasattr(module, leaf)
 
 
 def _set(module: torch.nn.Module, target: str, tensor: torch.Tensor) -> None:

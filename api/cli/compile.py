@@ -32,7 +32,7 @@ def compile(
     Example: `shave compile resnet18.onnx --target cpu -o resnet18.shave`
     """
     from shave.backends.compiler import compile as compile_program
-    from shave.passes.manager import PassManager
+    from shave.manager import PassManager
 
     if not output.parent.is_dir():
         raise typer.BadParameter(f"the folder {output.parent} does not exist", param_hint="--output")

@@ -29,8 +29,8 @@ def explain(
 
     Example: `shave explain resnet18.onnx -p fold-batchnorm layer1.0.bn1`
     """
+    from shave.manager import PassManager
     from shave.passes.explain import explain as look_up
-    from shave.passes.manager import PassManager
 
     manager = PassManager(pipeline)
     program = read_model(model, inputs)
