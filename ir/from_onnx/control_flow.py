@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from shave.ir.errors import ReadError
-from shave.ir.from_onnx.graph import Graph
+from shave.ir.from_onnx.graph import Graph, TensorSpec
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Value, as_tensor, torch_dtype, weights
 
@@ -59,9 +59,7 @@ def loop(node: OnnxNode, trip_count: Value | None, condition: Value | None, *ini
         carried, row = results[: len(initial)], results[len(initial) :]
         rows.append(row)
     specs = body.outputs[1 + len(initial) :]
-    collected = [
-        _stack([row[k] for row in rows], 0) if rows else _no_rows(body, spec.name) for k, spec in enumerate(specs)
-    ]
+    collected = [_stack([row[k] for row in rows], 0) if rows else _no_rows(spec) for k, spec in enumerate(specs)]
     return [*carried, *collected]
 
 
@@ -93,9 +91,7 @@ def scan(node: OnnxNode, *inputs: Value) -> list[Value]:
     collected = []
     for k, spec in enumerate(specs):
         column = [row[k] for row in rows]
-        collected.append(
-            _stack(column[::-1] if backwards[k] else column, axes[k]) if rows else _no_rows(body, spec.name)
-        )
+        collected.append(_stack(column[::-1] if backwards[k] else column, axes[k]) if rows else _no_rows(spec))
     return [*carried, *collected]
 
 
@@ -140,12 +136,11 @@ def _stack(values: Sequence[Value], axis: int) -> Value:
     return np.stack(values, axis)
 
 
-def _no_rows(body: Graph, name: str) -> Value:
+def _no_rows(spec: TensorSpec) -> Value:
     """What a loop that never runs gives for a scanned output: no rows of the declared shape."""
-    spec = next(output for output in body.outputs if output.name == name)
     dims = [dim for dim in spec.shape or () if isinstance(dim, int)]
     if spec.shape is None or len(dims) != len(spec.shape):
-        raise ValueError(f"never runs, and its body does not state the shape of '{name}'")
+        raise ValueError(f"never runs, and its body does not state the shape of '{spec.name}'")
     return torch.empty((0, *dims), dtype=torch_dtype(spec.dtype))
 
 
