@@ -7,6 +7,7 @@ largest first.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _NAMES = {code: name for name, code in _CODES.items()}
 _HEADER_LIMIT = 100_000_000  # the format's own limit
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy dtype of that name, in the machine's byte order; narrow floats come from ml_dtypes."""
     if name == "bfloat16" or name.startswith("float8"):
