@@ -1,7 +1,7 @@
 """Accuracy of the six real models, measured through the compiled artifact.
 
-Run as ``python -m benchmarks.accuracy [--json] [MODEL ...]``. The artifact is written to a file and loaded from it, as a
-user would; the labels were never used for anything else.
+Run as ``python -m benchmarks.accuracy [--json] [MODEL ...]``. The artifact is written to a file and loaded from it, as
+a user would; the labels were never used for anything else.
 """
 
 from __future__ import annotations

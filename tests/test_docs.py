@@ -15,10 +15,6 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the example models, as a reader of the page would have them."""
@@ -29,19 +25,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_runs(page: Path, folder: Path) -> None:
-    """The blocks of a page share their names, as someone who types them one after the other would find."""
+    """All blocks of a page in one folder and one session, as someone who types them one after the other would."""
     names: dict[str, object] = {"__name__": "__main__"}
-    for code in blocks(page, "python"):
-        exec(compile(code, str(page), "exec"), names)
+    for language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), names)
+        else:
+            for line in code.splitlines():
+                if line.startswith("$ shave "):
+                    run(line)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, folder: Path) -> None:
-    for block in blocks(page, "console"):
-        for line in block.splitlines():
-            if line.startswith("$ shave "):
-                result = CliRunner().invoke(build(), shlex.split(line.removeprefix("$ shave "), comments=True))
-                assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+def run(line: str) -> None:
+    result = CliRunner().invoke(build(), shlex.split(line.removeprefix("$ shave "), comments=True))
+    assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
