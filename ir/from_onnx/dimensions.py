@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from shave.ir.from_onnx.graph import Dim, TensorSpec
 # Example sizes: small for a leading axis, else such that they survive strides and pooling. torch takes 0 and 1 for
 # constants. Distinct numbers keep distinct dimensions apart.
 _LEADING_SIZE, _IMAGE_SIZE, _LENGTH = 2, 224, 16
+
+# The range of a dimension of which nothing was said.
+_ANY = (torch.export.Dim("any").min, torch.export.Dim("any").max)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,36 @@ def _examples(shapes: Sequence[Sequence[int | str]]) -> dict[str, int]:
             taken.add(size)
             examples[dim] = size
     return examples
+
+
+def relax(dims: Mapping[str, object], message: str) -> dict[str, object]:
+    """Describe dimensions less strictly where torch.export found that not all of their sizes work.
+
+    Args:
+        dims: What torch.export was told of each dimension.
+        message: Its error; of another error than a violated condition nothing follows.
+
+    Returns:
+        The same, but a dimension that is at fault has the range that the error suggests, or is left to torch.export.
+    """
+    found = re.match(r"Constraints violated \((.*?)\)!", message)
+    if found is None:
+        return dict(dims)
+    by_torch_name = {dim.__name__: name for name, dim in dims.items() if isinstance(dim, torch.export.Dim)}
+    blamed = [by_torch_name[part] for part in found[1].split(", ") if part in by_torch_name] or by_torch_name.values()
+    relaxed = dict(dims)
+    for name in blamed:
+        dim = dims[name]
+        assert isinstance(dim, torch.export.Dim)
+        suggested = re.search(rf"^\s*{dim.__name__} = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)", message, re.MULTILINE)
+        bounds = dict(re.findall(r"(min|max)=(\d+)", suggested[1])) if suggested else {}
+        is_new = bounds and (dim.min, dim.max) == _ANY
+        relaxed[name] = (
+            torch.export.Dim(dim.__name__, **{end: int(bound) for end, bound in bounds.items()})
+            if is_new
+            else torch.export.Dim.AUTO
+        )
+    return relaxed
 
 
 def symbol_names(exported: torch.export.ExportedProgram, shapes: InputShapes) -> dict[str, str]:

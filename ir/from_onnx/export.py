@@ -14,9 +14,9 @@ from torch.fx.traceback import preserve_node_meta
 
 from shave.ir.errors import ReadError
 from shave.ir.from_onnx.control_flow import UnrollError
-from shave.ir.from_onnx.dimensions import InputShapes, specialized, symbol_names
+from shave.ir.from_onnx.dimensions import InputShapes, relax, specialized, symbol_names
 from shave.ir.from_onnx.dimensions import input_shapes as resolve_shapes
-from shave.ir.from_onnx.graph import Graph, Model, Node, TensorSpec
+from shave.ir.from_onnx.graph import Model, TensorSpec, names_read
 from shave.ir.from_onnx.interpreter import ONNX_OP, Scope, one_line
 from shave.ir.from_onnx.loader import prepare
 from shave.ir.from_onnx.values import as_tensor, to_torch, torch_dtype, weights
@@ -37,12 +37,18 @@ class Interpreter(nn.Module):
         self._nodes = folded.fold(model.graph.nodes)
         self._constants = folded.values
         self._weight_names: dict[int, str] = {}
-        used = _names_read(self._nodes) | {spec.name for spec in model.graph.outputs}
+        used = names_read(self._nodes) | {spec.name for spec in model.graph.outputs}
         statistics = {name for node in self._nodes if node.op_type == "BatchNormalization" for name in node.inputs[3:5]}
-        for name in sorted(used & folded.values.keys()):
-            array = folded.values[name]
-            if isinstance(array, np.ndarray) and array.dtype != object:
-                self._weight_names[id(array)] = self._add_weight(name, to_torch(array), name in statistics)
+        # One array may have several names, as Identity nodes give them.
+        arrays: dict[int, np.ndarray] = {}
+        names: dict[int, list[str]] = {}
+        for name, value in folded.values.items():
+            if name in used and isinstance(value, np.ndarray) and value.dtype != object:
+                arrays[id(value)] = value
+                names.setdefault(id(value), []).append(name)
+        for key, array in arrays.items():
+            is_statistic = not statistics.isdisjoint(names[key])
+            self._weight_names[key] = self._add_weight(names[key][0], to_torch(array), is_statistic)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the graph on its inputs, in order; gives its outputs, in order."""
@@ -115,9 +121,9 @@ def trace(
     types = [_input_type(spec) for spec in model.graph.inputs]
     module = Interpreter(model).eval()
     failure: ReadError | None = None
-    for attempt, dims in _attempts(shapes):
+    for attempt in _attempts(shapes):
         try:
-            exported = _export(module, attempt, dims, types)
+            exported = _export_conditioned(module, attempt, types)
         except UnrollError:
             raise
         except ReadError as error:
@@ -133,29 +139,37 @@ def trace(
     raise failure
 
 
-def _attempts(shapes: InputShapes) -> Iterator[tuple[InputShapes, dict[str, object]]]:
-    """Ways to look at the dynamic dimensions, from what the file says to what may still work."""
+def _attempts(shapes: InputShapes) -> Iterator[InputShapes]:
+    """What the file says, then one or all dynamic dimensions fixed to what such a model was most likely exported with."""
     names = list(shapes.examples)
-    # Any size: the graph must hold for all.
-    yield shapes, {name: torch.export.Dim(f"d{i}") for i, name in enumerate(names)}
-    if not names:
-        return
-    # Any size for which the graph's own conditions hold (a multiple of two, at least seven).
-    yield shapes, dict.fromkeys(names, torch.export.Dim.AUTO)
-    # The size that such a model was most likely exported with, for one or for all.
+    yield shapes
     for fixed in [[name] for name in names] + ([names] if len(names) > 1 else []):
-        yield shapes.fixed(fixed, 1), {name: torch.export.Dim.AUTO for name in names if name not in fixed}
+        yield shapes.fixed(fixed, 1)
+
+
+def _export_conditioned(
+    module: Interpreter, shapes: InputShapes, types: Sequence[torch.dtype]
+) -> torch.export.ExportedProgram:
+    """Export for any size, or where the graph has conditions on a dimension, for those that meet them."""
+    dims: dict[str, object] = {name: torch.export.Dim(f"d{index}") for index, name in enumerate(shapes.examples)}
+    while True:
+        try:
+            return _export(module, shapes, dims, types)
+        except ReadError as error:
+            relaxed = relax(dims, str(error.__cause__))
+            if relaxed == dims:
+                raise
+            dims = relaxed
 
 
 def _export(
     module: Interpreter, shapes: InputShapes, dims: Mapping[str, object], types: Sequence[torch.dtype]
 ) -> torch.export.ExportedProgram:
     args = tuple(torch.zeros(shapes.sizes(index), dtype=dtype) for index, dtype in enumerate(types))
+    dynamic_shapes = (shapes.dims(dims),) if args else None
     try:
         with preserve_node_meta():
-            exported = torch.export.export(
-                module, args, dynamic_shapes=(shapes.dims(dims),) if args else None, strict=False
-            )
+            exported = torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
     except ReadError:
         raise
     except Exception as error:  # torch.export raises errors of many kinds
@@ -181,16 +195,3 @@ def _input_type(spec: TensorSpec) -> torch.dtype:
         return torch_dtype(spec.dtype)
     except ValueError as error:
         raise ReadError(f"input '{spec.name}': {error}") from error
-
-
-def _names_read(nodes: Sequence[Node]) -> set[str]:
-    names: set[str] = set()
-    for node in nodes:
-        names.update(node.inputs)
-        for graph in node.subgraphs():
-            names |= _graph_names_read(graph)
-    return names
-
-
-def _graph_names_read(graph: Graph) -> set[str]:
-    return _names_read(graph.nodes) | {spec.name for spec in graph.outputs}

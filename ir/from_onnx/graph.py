@@ -6,8 +6,9 @@ names of the graphs around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
 import numpy as np
@@ -74,6 +75,44 @@ class Function:
     nodes: tuple[Node, ...]
     opsets: Mapping[str, int]
     defaults: Mapping[str, Attribute]
+
+
+def names_read(nodes: Iterable[Node]) -> set[str]:
+    """The names that nodes read, in their subgraphs too."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(node.inputs)
+        for graph in node.subgraphs():
+            names |= names_read(graph.nodes) | {spec.name for spec in graph.outputs}
+    return names
+
+
+def in_order(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes such that each stands behind those it reads from; left alone if that is so already.
+
+    Raises:
+        ReadError: they read from one another in a circle.
+    """
+    nodes = [_with_ordered_subgraphs(node) for node in nodes]
+    producers = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
+    before = {index: {producers[n] for n in names_read([node]) if n in producers} for index, node in enumerate(nodes)}
+    if any(max(earlier, default=-1) >= index for index, earlier in before.items()):
+        try:
+            return tuple(nodes[index] for index in TopologicalSorter(before).static_order())
+        except CycleError as error:
+            circle = ", ".join(nodes[index].name for index in error.args[1][1:])
+            raise ReadError(f"nodes read from one another in a circle: {circle}") from error
+    return tuple(nodes)
+
+
+def _with_ordered_subgraphs(node: Node) -> Node:
+    if not any(node.subgraphs()):
+        return node
+    ordered = {
+        name: replace(value, nodes=in_order(value.nodes)) if isinstance(value, Graph) else value
+        for name, value in node.attributes.items()
+    }
+    return replace(node, attributes=ordered)
 
 
 FunctionKey: TypeAlias = tuple[str, str, str]

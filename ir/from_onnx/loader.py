@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from shave.ir.errors import ReadError
-from shave.ir.from_onnx.graph import Function, FunctionKey, Graph, Model, Node, parse_model
+from shave.ir.from_onnx.graph import Function, FunctionKey, Graph, Model, Node, in_order, parse_model
 from shave.ir.from_onnx.interpreter import one_line
 from shave.ir.from_onnx.registry import find_op
 from shave.ir.from_onnx.schema import has_body
@@ -59,10 +59,9 @@ def prepare(model: onnx.ModelProto) -> Model:
         listed = "; ".join(f"{name} (nodes {', '.join(nodes)})" for name, nodes in sorted(unknown.items()))
         raise ReadError(f"unknown operators: {listed}")
     _check_recursion(parsed.functions)
-    if not _is_sorted(parsed.graph, set()):
-        parsed = parse_model(_sorted(model))
     _warn_not_finite(parsed.graph)
-    return parsed
+    functions = {key: replace(function, nodes=in_order(function.nodes)) for key, function in parsed.functions.items()}
+    return replace(parsed, graph=replace(parsed.graph, nodes=in_order(parsed.graph.nodes)), functions=functions)
 
 
 def all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -106,24 +105,6 @@ def _check_recursion(functions: Mapping[FunctionKey, Function]) -> None:
 
     for key in functions:
         visit(key, ())
-
-
-def _is_sorted(graph: Graph, outer: set[str]) -> bool:
-    known = outer | {spec.name for spec in graph.inputs} | graph.constants.keys() | {""}
-    for node in graph.nodes:
-        if not known.issuperset(node.inputs) or not all(_is_sorted(inner, known) for inner in node.subgraphs()):
-            return False
-        known.update(node.outputs)
-    return True
-
-
-def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Let graphsurgeon sort the nodes; a model in order is left alone, as it would reorder that one too."""
-    try:
-        ordered: onnx.ModelProto = gs.export_onnx(gs.import_onnx(model).toposort())
-    except Exception as error:  # graphsurgeon raises an own type that is not public
-        raise ReadError(f"the nodes cannot be sorted: {one_line(error)}") from error
-    return ordered
 
 
 def _warn_not_finite(graph: Graph) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,27 @@ from shave.ir.from_onnx.registry import OnnxNode, onnx_op
 from shave.ir.from_onnx.values import Int, Value, as_ints
 from shave.ir.from_onnx.windows import Window, pad_spatial, window_of
 
-_MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+def _as_image(pool: Callable[..., Any]) -> Callable[..., Any]:
+    """A pooling of one dimension done in two: torch's own ties the program to the length it is traced with."""
+
+    def pool_line(x: Tensor, *arguments: Any) -> Any:
+        # Kernel, stride, padding and (for the maximum) dilation: lists of one entry; flags stay.
+        neutral = iter((1, 1, 0, 1))
+        widened = [[next(neutral), *a] if isinstance(a, (list, tuple)) else a for a in arguments]
+        result = pool(x.unsqueeze(2), *widened)
+        return tuple(part.squeeze(2) for part in result) if isinstance(result, tuple) else result.squeeze(2)
+
+    return pool_line
+
+
+_MAX_POOLS = {1: _as_image(F.max_pool2d), 2: F.max_pool2d, 3: F.max_pool3d}
 _MAX_POOLS_WITH_INDICES = {
-    1: F.max_pool1d_with_indices,
+    1: _as_image(F.max_pool2d_with_indices),
     2: F.max_pool2d_with_indices,
     3: F.max_pool3d_with_indices,
 }
-_AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_AVERAGE_POOLS = {1: _as_image(F.avg_pool2d), 2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 

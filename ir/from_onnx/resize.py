@@ -119,7 +119,7 @@ def resize_by_scales(node: OnnxNode, x: Tensor, scales: Value) -> Value:
 
 def _upsample(node: OnnxNode, x: Tensor, scales: Sequence[float]) -> Tensor:
     sampling = Sampling(node.attr("mode", "nearest"), "asymmetric", "floor")
-    sizes = [math.floor(size * scale) for size, scale in zip(x.shape, scales, strict=True)]
+    sizes = [_scaled(size, scale) for size, scale in zip(x.shape, scales, strict=True)]
     return _resample(x, list(range(x.ndim)), sizes, list(scales), sampling, None, 0.0)
 
 
@@ -143,7 +143,7 @@ def resize(
         if scales is None:
             raise ValueError("has neither scales nor sizes")
         factors = as_floats(scales)
-        wanted = [math.floor(size * factor) for size, factor in zip(own, factors, strict=True)]
+        wanted = [_scaled(size, factor) for size, factor in zip(own, factors, strict=True)]
     else:
         wanted = _keep_ratio(own, wanted, node.attr("keep_aspect_ratio_policy", "stretch"))
         factors = [new / old for new, old in zip(wanted, own, strict=True)]
@@ -162,6 +162,13 @@ def as_floats(value: Value) -> list[float]:
             "needs scales that are known before the model runs, but the model computes them from its inputs"
         )
     return list(value.reshape(-1).tolist()) if is_symbolic(value) else [float(f) for f in value.reshape(-1)]
+
+
+def _scaled(size: Int, scale: float) -> Int:
+    """A size times a scale, cut off; whole scales spare symbolic sizes the way through floats."""
+    if isinstance(scale, float) and scale == int(scale):
+        return size * int(scale)
+    return math.floor(size * scale)
 
 
 def _keep_ratio(own: Sequence[Int], wanted: list[Int], policy: str) -> list[Int]:

@@ -75,7 +75,7 @@ def _sample_places(start: Tensor, length: Tensor, cells: int, ratio: int, size: 
     as many as the image has, and those beyond are masked.
     """
     cell = (length / cells).unsqueeze(1).unsqueeze(2)
-    room = ratio if ratio > 0 else -(-size // cells)
+    room = ratio if ratio > 0 else (size + cells - 1) // cells
     count = torch.full_like(cell, ratio) if ratio > 0 else torch.ceil(cell).clamp(1.0)
     index = torch.arange(room, dtype=start.dtype)
     corner = start[:, None, None] + torch.arange(cells, dtype=start.dtype)[None, :, None] * cell

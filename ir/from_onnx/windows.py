@@ -54,7 +54,7 @@ class Window:
         ):
             room = size + low + high - reach
             if ceil_mode:
-                count = -(-room // stride) + 1
+                count = (room + stride - 1) // stride + 1
                 count = count - 1 if (count - 1) * stride >= size + low else count
             else:
                 count = room // stride + 1
@@ -82,7 +82,7 @@ def window_of(node: OnnxNode, sizes: Sequence[Int], kernel: Sequence[int] | None
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         before, after = [], []
         for size, k, stride, dilation in zip(sizes, shape, strides, dilations, strict=True):
-            total = max_int((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+            total = max_int(((size + stride - 1) // stride - 1) * stride + (k - 1) * dilation + 1 - size, 0)
             low = total // 2 if auto == "SAME_UPPER" else total - total // 2
             before.append(low)
             after.append(total - low)
