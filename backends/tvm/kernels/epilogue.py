@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from shave.backends.tvm.adapter import Expr
 from shave.backends.tvm.kernels import vector_math
-from shave.backends.tvm.kernels.vector_math import Bindings, maximum, minimum, splat
+from shave.backends.tvm.kernels.vector_math import Bindings, Formula, Locals, formula, maximum, minimum, splat
 
 Array = npt.NDArray[Any]
 
@@ -27,60 +27,77 @@ class Function:
     """An activation function.
 
     Attributes:
-        expression: Its formula on vector expressions: (x, *parameters). May use x more than once; x is a name.
+        expression: Its formula on vector expressions.
         reference: The same on float64 arrays.
         parameters: Names of its parameters, in order.
         transcendental: Too long a formula to be unrolled once per accumulator.
     """
 
-    expression: Callable[..., Expr]
+    expression: Formula
     reference: Callable[..., Array]
     parameters: tuple[str, ...] = ()
     transcendental: bool = False
 
 
-def _gelu_erf(x: Expr) -> Expr:
-    return x * (vector_math.erf(x * splat(sqrt(0.5), x)) * splat(0.5, x) + splat(0.5, x))
+@formula
+def _relu(let: Bindings, x: Expr) -> Expr:
+    return maximum(0.0, x)
 
 
-def _gelu_tanh(x: Expr) -> Expr:
-    inner = x * (x * x * splat(sqrt(2 / pi) * 0.044715, x) + splat(sqrt(2 / pi), x))
-    return x * (vector_math.tanh(inner) * splat(0.5, x) + splat(0.5, x))
+@formula
+def _clip(let: Bindings, x: Expr, low: float, high: float) -> Expr:
+    return minimum(high, let(maximum(low, x)))
 
 
-def _softplus(x: Expr) -> Expr:
-    let = Bindings()
-    decay = let(vector_math.exp(minimum(0.0, x) - maximum(0.0, x)))
-    return let.around(maximum(0.0, x) + vector_math.log1p(decay))
-
-
-def _mish(x: Expr) -> Expr:
-    # x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on.
-    let = Bindings()
-    e = let(vector_math.exp(minimum(20.0, x)))
-    s = let(e * (e + splat(2.0, x)))
-    return let.around(x * (s / (s + splat(2.0, x))))
-
-
-def _elu(x: Expr, alpha: float) -> Expr:
-    return maximum(0.0, x) + splat(alpha, x) * vector_math.expm1(minimum(0.0, x))
-
-
-def _hardsigmoid(x: Expr, slope: float, offset: float) -> Expr:
-    let = Bindings()
-    line = let(x * splat(slope, x) + splat(offset, x))
-    low = let(maximum(0.0, line))
-    return let.around(minimum(1.0, low))
-
-
-def _clip(x: Expr, low: float, high: float) -> Expr:
-    let = Bindings()
-    bounded = let(maximum(low, x))
-    return let.around(minimum(high, bounded))
-
-
-def _leaky_relu(x: Expr, slope: float) -> Expr:
+@formula
+def _leaky_relu(let: Bindings, x: Expr, slope: float) -> Expr:
     return maximum(0.0, x) + splat(slope, x) * minimum(0.0, x)
+
+
+@formula
+def _hardsigmoid(let: Bindings, x: Expr, slope: float, offset: float) -> Expr:
+    line = let(x * splat(slope, x) + splat(offset, x))
+    return minimum(1.0, let(maximum(0.0, line)))
+
+
+@formula
+def _hardswish(let: Bindings, x: Expr) -> Expr:
+    return x * _hardsigmoid(x, 1 / 6, 0.5, let=let)
+
+
+@formula
+def _silu(let: Bindings, x: Expr) -> Expr:
+    return x * vector_math.sigmoid(x, let=let)
+
+
+@formula
+def _gelu_erf(let: Bindings, x: Expr) -> Expr:
+    return x * (vector_math.erf(x * splat(sqrt(0.5), x), let=let) * splat(0.5, x) + splat(0.5, x))
+
+
+@formula
+def _gelu_tanh(let: Bindings, x: Expr) -> Expr:
+    inner = x * (x * x * splat(sqrt(2 / pi) * 0.044715, x) + splat(sqrt(2 / pi), x))
+    return x * (vector_math.tanh(inner, let=let) * splat(0.5, x) + splat(0.5, x))
+
+
+@formula
+def _softplus(let: Bindings, x: Expr) -> Expr:
+    decay = vector_math.exp(minimum(0.0, x) - maximum(0.0, x), let=let)
+    return maximum(0.0, x) + vector_math.log1p(decay, let=let)
+
+
+@formula
+def _mish(let: Bindings, x: Expr) -> Expr:
+    # x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on.
+    e = let(vector_math.exp(minimum(20.0, x), let=let))
+    s = let(e * (e + splat(2.0, x)))
+    return x * (s / (s + splat(2.0, x)))
+
+
+@formula
+def _elu(let: Bindings, x: Expr, alpha: float) -> Expr:
+    return maximum(0.0, x) + splat(alpha, x) * vector_math.expm1(minimum(0.0, x), let=let)
 
 
 def _reference_sigmoid(x: Array) -> Array:
@@ -88,16 +105,16 @@ def _reference_sigmoid(x: Array) -> Array:
 
 
 FUNCTIONS: dict[str, Function] = {
-    "relu": Function(lambda x: maximum(0.0, x), lambda x: np.maximum(x, 0)),
+    "relu": Function(_relu, lambda x: np.maximum(x, 0)),
     "clip": Function(_clip, lambda x, low, high: np.clip(x, low, high), ("low", "high")),
     "leaky_relu": Function(_leaky_relu, lambda x, slope: np.where(x > 0, x, slope * x), ("slope",)),
     "hardsigmoid": Function(
         _hardsigmoid, lambda x, slope, offset: np.clip(slope * x + offset, 0, 1), ("slope", "offset")
     ),
-    "hardswish": Function(lambda x: x * _hardsigmoid(x, 1 / 6, 0.5), lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "hardswish": Function(_hardswish, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
     "sigmoid": Function(vector_math.sigmoid, _reference_sigmoid, transcendental=True),
     "tanh": Function(vector_math.tanh, np.tanh, transcendental=True),
-    "silu": Function(lambda x: x * vector_math.sigmoid(x), lambda x: x * _reference_sigmoid(x), transcendental=True),
+    "silu": Function(_silu, lambda x: x * _reference_sigmoid(x), transcendental=True),
     "gelu": Function(_gelu_erf, lambda x: x * (np.vectorize(scalar_erf)(x * sqrt(0.5)) + 1) / 2, transcendental=True),
     "gelu_tanh": Function(
         _gelu_tanh,
@@ -166,17 +183,17 @@ class Epilogue:
         return any(isinstance(s, Activation) and FUNCTIONS[s.kind].transcendental for s in self.steps)
 
     def apply(self, value: Expr, load: Callable[[int], Expr]) -> Expr:
-        """The result of all steps as an expression.
+        """The result of all steps as an expression; emits statements before it.
 
         Args:
             value: Result of the kernel, any number of lanes.
             load: Gives the matching vector of the n-th operand.
         """
-        let = Bindings()
+        let = Locals() if self.transcendental else Bindings()
         position = 0
         for step in self.steps:
             if isinstance(step, Activation):
-                value = FUNCTIONS[step.kind].expression(let(value), *step.parameters)
+                value = FUNCTIONS[step.kind].expression(value, *step.parameters, let=let)
             else:
                 value = value + load(position)
                 position += 1

@@ -21,7 +21,9 @@ NaN in gives NaN out; infinities give the limit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from shave.backends.tvm.adapter import Expr, T, tirx
 
@@ -46,6 +48,43 @@ class Bindings:
         for name, value in reversed(self._bound):
             body = tirx.Let(name, value, body)
         return body
+
+
+class Locals(Bindings):
+    """Names values as local arrays of the function being built, which LLVM turns into registers.
+
+    For long formulas inside own kernels: many of TVM's passes look at a ``let`` with all earlier names put back in,
+    which takes seconds for a formula like softplus. Nothing looks through an array.
+    """
+
+    def __call__(self, value: Expr) -> Expr:
+        """Store ``value`` and return what reads it."""
+        width = lanes(value)
+        element = str(value.ty.dtype).partition("x")[0]
+        buffer = T.alloc_buffer((width,), element, scope="local", layout=None)
+        at = T.ramp(0, 1, width) if width > 1 else 0
+        T.buffer_store(buffer, value, [at])
+        return buffer[at]
+
+
+class Formula(Protocol):
+    """A function of vector expressions."""
+
+    def __call__(self, x: Expr, *parameters: float, let: Bindings | None = None) -> Expr:
+        """The value at ``x``; names go into ``let`` (that of the larger formula), by default around the value."""
+
+
+def formula(body: Callable[..., Expr]) -> Formula:
+    """Make a formula of ``body(let, x, *parameters)``, where x is a name already."""
+
+    @functools.wraps(body)
+    def whole(x: Expr, *parameters: float, let: Bindings | None = None) -> Expr:
+        if let is not None:
+            return body(let, let(x), *parameters)
+        own = Bindings()
+        return own.around(body(own, own(x), *parameters))
+
+    return whole
 
 
 def lanes(x: Expr) -> int:
@@ -101,30 +140,28 @@ def _reduced_exp(x: Expr, let: Bindings) -> tuple[Expr, Expr]:
     return q, let(tirx.Cast(_dtype("int32", x), n))
 
 
-def exp(x: Expr) -> Expr:
+@formula
+def exp(let: Bindings, x: Expr) -> Expr:
     """e^x; infinity above 88.72, 0 below -103.97."""
-    let = Bindings()
-    x = let(x)
     q, n = _reduced_exp(x, let)
     # Two factors, since 2^n itself leaves float32 where the result is subnormal or close to the largest number.
     half = let(n >> _integer(1, n))
     value = (q + splat(1.0, x)) * _power_of_two(half) * _power_of_two(n - half)
-    return let.around(tirx.Select(x < splat(-104.0, x), splat(0.0, x), value))
+    return tirx.Select(x < splat(-104.0, x), splat(0.0, x), value)
 
 
-def expm1(x: Expr) -> Expr:
+@formula
+def expm1(let: Bindings, x: Expr) -> Expr:
     """e^x - 1 without cancellation near 0; for x <= 88."""
-    let = Bindings()
     x = let(maximum(-30.0, x))
     q, n = _reduced_exp(x, let)
     scale = let(_power_of_two(n))
-    return let.around(scale * q + (scale - splat(1.0, x)))
+    return scale * q + (scale - splat(1.0, x))
 
 
-def log(x: Expr) -> Expr:
+@formula
+def log(let: Bindings, x: Expr) -> Expr:
     """Natural logarithm; -infinity at 0, NaN below."""
-    let = Bindings()
-    x = let(x)
     smallest_normal = 1.17549435e-38
     subnormal = x < splat(smallest_normal, x)
     scaled = tirx.Select(subnormal, x * splat(8388608.0, x), x)
@@ -156,28 +193,33 @@ def log(x: Expr) -> Expr:
         x == splat(0.0, x), splat(-infinity, x), tirx.Select(x > splat(0.0, x), x, splat(float("nan"), x))
     )
     inside = tirx.And(x > splat(0.0, x), x < splat(infinity, x))
-    return let.around(tirx.Select(inside, value, outside))
+    return tirx.Select(inside, value, outside)
 
 
-def log1p(x: Expr) -> Expr:
+@formula
+def log1p(let: Bindings, x: Expr) -> Expr:
     """log(1 + x) for x >= 0, accurate for small x."""
-    let = Bindings()
-    x = let(x)
     w = let(x + splat(1.0, x))
     lost = x - (w - splat(1.0, x))
-    return let.around(tirx.Select(w < splat(1e8, x), log(w) + lost / w, log(w)))
+    # From 2^24 on nothing of the sum is lost that matters, and infinity less infinity must not enter.
+    correction = tirx.Select(w < splat(16777216.0, x), lost / w, splat(0.0, x))
+    return log(w, let=let) + correction
 
 
-def _odd_rational(x: Expr, bound: float, numerator: Sequence[float], denominator: Sequence[float]) -> Expr:
-    """Odd function x * P(x^2) / Q(x^2) with x clamped to [-bound, bound], where the function has reached +-1."""
-    let = Bindings()
-    x = let(minimum(bound, maximum(-bound, x)))
-    z = let(x * x)
+def _odd_rational(
+    let: Bindings, x: Expr, bound: float, one_from: float, numerator: Sequence[float], denominator: Sequence[float]
+) -> Expr:
+    """Odd function x * P(x^2) / Q(x^2), fitted on [-bound, bound]; exactly +-1 beyond +-one_from."""
+    bounded = let(minimum(bound, maximum(-bound, x)))
+    z = let(bounded * bounded)
     # The quotient first: it is close to 1 near 0, where x times the numerator may be subnormal and lose its digits.
-    return let.around(x * (polynomial(z, numerator) / polynomial(z, denominator)))
+    value = bounded * (polynomial(z, numerator) / polynomial(z, denominator))
+    below = tirx.Select(x < splat(-one_from, x), splat(-1.0, x), value)
+    return tirx.Select(x > splat(one_from, x), splat(1.0, x), below)
 
 
-def tanh(x: Expr) -> Expr:
+@formula
+def tanh(let: Bindings, x: Expr) -> Expr:
     """Hyperbolic tangent."""
     numerator = (
         -2.76076847742355e-16,
@@ -189,10 +231,11 @@ def tanh(x: Expr) -> Expr:
         4.89352455891786e-03,
     )
     denominator = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-    return _odd_rational(x, 7.90531110763549805, numerator, denominator)
+    return _odd_rational(let, x, 7.90531110763549805, 9.02, numerator, denominator)
 
 
-def erf(x: Expr) -> Expr:
+@formula
+def erf(let: Bindings, x: Expr) -> Expr:
     """Error function."""
     numerator = (
         -2.72614225801306e-10,
@@ -210,16 +253,17 @@ def erf(x: Expr) -> Expr:
         -7.37332916720468e-03,
         -1.42647390514189e-02,
     )
-    return _odd_rational(x, 4.0, numerator, denominator)
+    return _odd_rational(let, x, 4.0, 3.9192059, numerator, denominator)
 
 
-def sigmoid(x: Expr) -> Expr:
+@formula
+def sigmoid(let: Bindings, x: Expr) -> Expr:
     """Logistic function 1 / (1 + e^-x)."""
     one = splat(1.0, x)
-    return one / (one + exp(splat(0.0, x) - x))
+    return one / (one + exp(splat(0.0, x) - x, let=let))
 
 
-FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {
+FUNCTIONS: dict[str, Formula] = {
     "exp": exp,
     "expm1": expm1,
     "log": log,

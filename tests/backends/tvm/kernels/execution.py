@@ -1,0 +1,155 @@
+"""Compile and call kernels: random inputs in, what the kernel and its NumPy reference say out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shave.backends import host
+from shave.backends.target import Target
+from shave.backends.targets import resolve
+from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tvm, tvm_target
+from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul
+from shave.backends.tvm.kernels.base import block_channels, pad_channels, root, span, tensor, unblock_channels
+from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def targets() -> list[Any]:
+    """16 lanes with 32 registers and 8 lanes with 16, as parameters of a test."""
+    parameters = []
+    for name in ("x86-64-v4", "x86-64-v3"):
+        target = resolve(name)
+        missing = target.features - host.features()
+        skip = pytest.mark.skipif(bool(missing), reason=f"this machine lacks {', '.join(sorted(missing))}")
+        parameters.append(pytest.param(target, id=name, marks=skip))
+    return parameters
+
+
+each_target = pytest.mark.parametrize("target", targets())
+
+
+def compiled(function: PrimFunc, target: Target) -> Callable[..., None]:
+    """The machine code of a kernel, as a function on NumPy arrays whose last argument is written."""
+    executable = tvm.compile(function, tvm_target(target))
+    name = str(function.attrs["global_symbol"])
+
+    def call(*arrays: Array) -> None:
+        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+        executable[name](*tensors)
+        arrays[-1][...] = tensors[-1].numpy()
+
+    return call
+
+
+def elementwise(expression: Callable[[Expr], Expr], x: Array, lanes: int, target: Target) -> Array:
+    """Apply a function of vector expressions to all of ``x``, whose size is a multiple of ``lanes``."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("elementwise")
+        source, result = tensor("x", (x.size,)), tensor("y", (x.size,))
+        with root(), T.serial(0, x.size // lanes) as i:
+            value = expression(source[span(i * lanes, lanes)])
+            T.buffer_store(result, value, [span(i * lanes, lanes)])
+    y = np.empty_like(x)
+    compiled(builder.get(), target)(x, y)
+    return y
+
+
+def random(*shape: int) -> Array:
+    """Normal values; the same for the same shape."""
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def unwritten(*shape: int | None) -> Array:
+    """An output that shows which elements a kernel leaves alone."""
+    return np.full([size or 0 for size in shape], np.nan, np.float32)
+
+
+def blocked_with_poison(x: Array, lanes: int) -> Array:
+    """Blocked, with NaN in the lanes that hold no channel: no kernel may read them."""
+    held = block_channels(np.ones_like(x), lanes) == 1
+    return np.where(held, block_channels(x, lanes), np.nan).astype(np.float32)
+
+
+def check_conv(
+    family: ModuleType,
+    shape: conv.ConvShape,
+    target: Target,
+    epilogue: Epilogue | None = None,
+    schedule: Any = None,
+    batch: int | None = None,
+) -> None:
+    """Build, call and compare a kernel of ``conv`` or ``depthwise`` with its reference."""
+    assert family in (conv, depthwise)
+    epilogue = epilogue or Epilogue()
+    schedule = schedule or family.default(shape, target)
+    n = batch or shape.batch or 1
+    x = random(n, shape.in_channels, *shape.spatial)
+    fan_in = np.prod(shape.weight_shape[1:])
+    weight = random(*shape.weight_shape) / np.float32(np.sqrt(fan_in))
+    plain, packed = [], []
+    for step in epilogue.operands:
+        if isinstance(step, Bias):
+            bias = random(shape.out_channels)
+            plain.append(bias.reshape(-1, *(1,) * len(shape.spatial)))
+            packed.append(pad_channels(bias, target.lanes))
+        else:
+            plain.append(random(n, shape.out_channels, *shape.out_spatial))
+            packed.append(block_channels(plain[-1], target.lanes))
+    y = unwritten(n, *conv.output_shape(shape, target)[1:])
+    kernel = compiled(family.build(shape, schedule, target, epilogue), target)
+    source = x if shape.plain_input else blocked_with_poison(x, target.lanes)
+    kernel(source, family.pack(weight, shape, target), *packed, y)
+    expected = family.reference(x, weight, shape, epilogue, plain)
+    np.testing.assert_allclose(unblock_channels(y, shape.out_channels), expected, **TOLERANCE)
+
+
+def check_matmul(
+    shape: matmul.MatmulShape,
+    target: Target,
+    epilogue: Epilogue | None = None,
+    schedule: matmul.MatmulSchedule | None = None,
+    rows: Sequence[int] = (),
+) -> None:
+    """Build a ``matmul`` kernel once, call it for each number of rows and compare with the reference."""
+    epilogue = epilogue or Epilogue()
+    schedule = schedule or matmul.default(shape, target)
+    kernel = compiled(matmul.build(shape, schedule, target, epilogue), target)
+    weight = random(shape.inner, shape.columns) / np.float32(np.sqrt(shape.inner))
+    for m in rows or [shape.rows or 1]:
+        a = random(m, shape.inner)
+        operands = [
+            random(shape.columns) if isinstance(step, Bias) else random(m, shape.columns) for step in epilogue.operands
+        ]
+        c = unwritten(m, shape.columns)
+        kernel(a, matmul.pack(weight, shape, target), *operands, c)
+        np.testing.assert_allclose(c, matmul.reference(a, weight, epilogue, operands), **TOLERANCE)
+
+
+def check_batch_matmul(
+    shape: batch_matmul.BatchMatmulShape,
+    target: Target,
+    epilogue: Epilogue | None = None,
+    schedule: batch_matmul.BatchMatmulSchedule | None = None,
+    extents: Sequence[tuple[int, int, int, int]] = (),
+) -> None:
+    """Build a ``batch_matmul`` kernel once, call it for each (batch, rows, inner, columns) and compare."""
+    epilogue = epilogue or Epilogue()
+    schedule = schedule or batch_matmul.default(shape, target)
+    kernel = compiled(batch_matmul.build(shape, schedule, target, epilogue), target)
+    known = (shape.batch or 1, shape.rows or 1, shape.inner or 1, shape.columns or 1)
+    for batch, m, k, n in extents or [known]:
+        a = random(batch, m, k)
+        b = random(batch, n, k) if shape.transposed else random(batch, k, n)
+        b /= np.float32(np.sqrt(k))
+        operands = [random(n) if isinstance(step, Bias) else random(batch, m, n) for step in epilogue.operands]
+        c = unwritten(batch, m, n)
+        kernel(a, b, *operands, c)
+        np.testing.assert_allclose(c, batch_matmul.reference(a, b, shape, epilogue, operands), **TOLERANCE)

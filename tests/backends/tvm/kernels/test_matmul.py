@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shave.backends.targets import resolve
+from shave.backends.tvm.kernels import matmul
+from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Residual
+from shave.backends.tvm.kernels.matmul import MatmulSchedule, MatmulShape
+from tests.backends.tvm.kernels.execution import check_matmul, each_target
+
+FULL = Epilogue((Bias(), Residual(), Activation("gelu")))
+
+
+@each_target
+@pytest.mark.parametrize("rows", [1, 5, 29])
+@pytest.mark.parametrize("columns", [7, 32, 99])
+def test_agrees_with_the_reference(rows, columns, target):
+    check_matmul(MatmulShape(rows, 33, columns), target, FULL)
+    check_matmul(MatmulShape(rows, 33, columns), target, Epilogue((Bias(),)))
+
+
+@each_target
+def test_rows_known_only_at_run_time(target):
+    check_matmul(MatmulShape(None, 17, 100), target, FULL, rows=[1, 3, 4, 6, 13, 14, 31, 200])
+
+
+@each_target
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_blocks_that_do_not_divide_the_rows(block, target):
+    check_matmul(MatmulShape(23, 8, 40), target, schedule=MatmulSchedule(4, 2, block))
+    check_matmul(MatmulShape(None, 8, 40), target, schedule=MatmulSchedule(4, 2, block), rows=[1, 4, 23])
+
+
+def test_every_candidate_computes_the_same():
+    shape, target = MatmulShape(15, 9, 50), resolve("x86-64-v3")
+    for schedule in matmul.candidates(shape, target)[::3]:
+        check_matmul(shape, target, schedule=schedule)
+
+
+def test_default_uses_the_registers_but_no_more():
+    for name, registers in (("x86-64-v4", 32), ("x86-64-v3", 16)):
+        schedule = matmul.default(MatmulShape(128, 768, 768), resolve(name))
+        needed = schedule.rows * schedule.vectors + schedule.vectors + 1
+        assert 0.75 * registers <= needed <= registers
+
+
+@pytest.mark.sweep
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 150), st.booleans(), st.sampled_from([3, 4]))
+@settings(max_examples=150, deadline=None)
+def test_random_shapes_agree_with_the_reference(rows, inner, columns, known, level):
+    shape = MatmulShape(rows if known else None, inner, columns)
+    check_matmul(shape, resolve(f"x86-64-v{level}"), FULL, rows=[rows])
