@@ -55,7 +55,7 @@ def to_model(program: Program) -> onnx.ModelProto:
     except Exception as error:
         raise UnsupportedError(f"torch.onnx cannot write this program: {error}") from error
     assert exported is not None
-    graph = gs.import_onnx(exported.model_proto)
+    graph = _separate_outputs(gs.import_onnx(exported.model_proto))
     for tensors, specs in ((graph.inputs, program.signature.inputs), (graph.outputs, program.signature.outputs)):
         for tensor, spec in zip(tensors, specs, strict=True):
             tensor.shape = list(spec.shape)
@@ -68,9 +68,6 @@ def _rename(graph: gs.Graph, program: Program) -> None:
     """Give inputs and outputs the program's names; tensors inside that bear such a name step aside."""
     specs = [*program.signature.inputs, *program.signature.outputs]
     borders = [*graph.inputs, *graph.outputs]
-    if len({id(tensor) for tensor in borders}) != len(borders):
-        graph = _separate_outputs(graph)
-        borders = [*graph.inputs, *graph.outputs]
     wanted = {spec.name for spec in specs}
     for name, tensor in graph.tensors(check_duplicates=True).items():
         if name in wanted and not any(tensor is border for border in borders):
@@ -80,10 +77,10 @@ def _rename(graph: gs.Graph, program: Program) -> None:
 
 
 def _separate_outputs(graph: gs.Graph) -> gs.Graph:
-    """An output that is an input, or another output too, gets an Identity and so a name of its own."""
+    """An output that is an input, a constant, or another output too, gets an Identity and so a name of its own."""
     taken = {id(tensor) for tensor in graph.inputs}
     for position, tensor in enumerate(graph.outputs):
-        if id(tensor) in taken:
+        if id(tensor) in taken or isinstance(tensor, gs.Constant):
             own = gs.Variable(f"{tensor.name}_output_{position}", dtype=tensor.dtype, shape=tensor.shape)
             graph.nodes.append(gs.Node("Identity", inputs=[tensor], outputs=[own]))
             graph.outputs[position] = tensor = own

@@ -44,6 +44,24 @@ def test_names_survive_even_where_an_output_is_an_input(tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), expected)
 
 
+def test_an_output_may_be_a_weight_or_another_output(tmp_path):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.arange(3.0))
+
+        def forward(self, x):
+            y = x * 2
+            return self.table, y, y
+
+    program = shave.trace(Constant(), (torch.zeros(2),))
+    program.to_onnx(tmp_path / "model.onnx")
+    x = torch.randn(2)
+    _, outputs = run(tmp_path / "model.onnx", {program.signature.inputs[0].name: x})
+    for got, expected in zip(outputs, (torch.arange(3.0), x * 2, x * 2), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), expected)
+
+
 def test_unused_inputs_stay(tmp_path):
     class Ignores(nn.Module):
         def forward(self, x, unused):
