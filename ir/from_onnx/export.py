@@ -140,7 +140,7 @@ def trace(
 
 
 def _attempts(shapes: InputShapes) -> Iterator[InputShapes]:
-    """What the file says, then one or all dynamic dimensions fixed to what such a model was most likely exported with."""
+    """What the file says, then one or all dynamic dimensions of size one, which such models were mostly traced with."""
     names = list(shapes.examples)
     yield shapes
     for fixed in [[name] for name in names] + ([names] if len(names) > 1 else []):
@@ -148,18 +148,18 @@ def _attempts(shapes: InputShapes) -> Iterator[InputShapes]:
 
 
 def _export_conditioned(
-    module: Interpreter, shapes: InputShapes, types: Sequence[torch.dtype]
+    module: Interpreter, shapes: InputShapes, types: Sequence[torch.dtype], dims: Mapping[str, object] | None = None
 ) -> torch.export.ExportedProgram:
     """Export for any size, or where the graph has conditions on a dimension, for those that meet them."""
-    dims: dict[str, object] = {name: torch.export.Dim(f"d{index}") for index, name in enumerate(shapes.examples)}
-    while True:
-        try:
-            return _export(module, shapes, dims, types)
-        except ReadError as error:
-            relaxed = relax(dims, str(error.__cause__))
-            if relaxed == dims:
-                raise
-            dims = relaxed
+    if dims is None:
+        dims = {name: torch.export.Dim(f"d{index}") for index, name in enumerate(shapes.examples)}
+    try:
+        return _export(module, shapes, dims, types)
+    except ReadError as error:
+        relaxed = relax(dims, str(error.__cause__))
+        if relaxed == dims:
+            raise
+    return _export_conditioned(module, shapes, types, relaxed)
 
 
 def _export(

@@ -28,13 +28,13 @@ def _as_image(pool: Callable[..., Any]) -> Callable[..., Any]:
     return pool_line
 
 
-_MAX_POOLS = {1: _as_image(F.max_pool2d), 2: F.max_pool2d, 3: F.max_pool3d}
-_MAX_POOLS_WITH_INDICES = {
+_MAX_POOLS: dict[int, Callable[..., Any]] = {1: _as_image(F.max_pool2d), 2: F.max_pool2d, 3: F.max_pool3d}
+_MAX_POOLS_WITH_INDICES: dict[int, Callable[..., Any]] = {
     1: _as_image(F.max_pool2d_with_indices),
     2: F.max_pool2d_with_indices,
     3: F.max_pool3d_with_indices,
 }
-_AVERAGE_POOLS = {1: _as_image(F.avg_pool2d), 2: F.avg_pool2d, 3: F.avg_pool3d}
+_AVERAGE_POOLS: dict[int, Callable[..., Any]] = {1: _as_image(F.avg_pool2d), 2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -106,7 +106,8 @@ def average_pool(node: OnnxNode, x: Tensor) -> Value:
     ceil_mode, include_pad = bool(node.attr("ceil_mode", 0)), bool(node.attr("count_include_pad", 0))
     if _suits_torch(window) and set(window.dilations) == {1}:
         padding = [int(low) for low in window.before]
-        return _AVERAGE_POOLS[rank](x, window.kernel, window.strides, padding, ceil_mode, include_pad)
+        averages: Tensor = _AVERAGE_POOLS[rank](x, window.kernel, window.strides, padding, ceil_mode, include_pad)
+        return averages
     padded, counts = _filled(x, window, ceil_mode, 0.0)
     return _window_sum(padded, window) / _element_counts(window, x.shape[2:], counts, include_pad).to(x.dtype)
 

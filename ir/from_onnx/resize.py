@@ -43,24 +43,25 @@ class Sampling:
         In single precision, as every runtime computes it: rounding decides which of two elements is nearest.
         """
         place, ratio, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
+        places: np.ndarray = (place + half) / ratio - half
         if self.transform == "asymmetric":
-            return place / ratio
-        if self.transform == "align_corners":
-            return place * (np.float32(size - 1) / np.float32(max(out - 1, 1)))
-        if self.transform == "pytorch_half_pixel" and out == 1:
-            return np.zeros_like(place)
-        if self.transform == "half_pixel_symmetric":
+            places = place / ratio
+        elif self.transform == "align_corners":
+            places = place * (np.float32(size - 1) / np.float32(max(out - 1, 1)))
+        elif self.transform == "pytorch_half_pixel" and out == 1:
+            places = np.zeros_like(place)
+        elif self.transform == "half_pixel_symmetric":
             # The rounding of the output size is made up for at both ends.
-            offset = np.float32(size / 2) * (1 - np.float32(out) / (ratio * np.float32(size)))
-            return offset + (place + half) / ratio - half
-        if self.transform == "tf_half_pixel_for_nn":
-            return (place + half) / ratio
-        if self.transform == "tf_crop_and_resize":
-            low, high = np.float32(roi[0]), np.float32(roi[1])
+            places = places + np.float32(size / 2) * (1 - np.float32(out) / (ratio * np.float32(size)))
+        elif self.transform == "tf_half_pixel_for_nn":
+            places = (place + half) / ratio
+        elif self.transform == "tf_crop_and_resize":
+            low, high, last = np.float32(roi[0]), np.float32(roi[1]), np.float32(size - 1)
             if out == 1:
-                return np.full(1, half * (low + high) * np.float32(size - 1))
-            return low * np.float32(size - 1) + place * ((high - low) * np.float32(size - 1) / np.float32(out - 1))
-        return (place + half) / ratio - half
+                places = np.full(1, half * (low + high) * last)
+            else:
+                places = low * last + place * ((high - low) * last / np.float32(out - 1))
+        return places
 
     def nearest_indices(self, positions: np.ndarray, size: int) -> np.ndarray:
         """The input element that is nearest, in the sense asked for."""
