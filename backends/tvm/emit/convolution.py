@@ -1,0 +1,168 @@
+"""Convolutions: float kernels of our own on blocked tensors; anything else as a tensor expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.emit import scalar
+from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.reduction import accumulator
+from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.sizes import Size, is_static
+from shave.backends.tvm.kernels import conv, depthwise
+from shave.backends.tvm.kernels.base import pad_channels
+from shave.backends.tvm.kernels.epilogue import Bias
+from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.layout import Value, blocked_shape
+from shave.ir.ops import op_name
+
+OPERATORS = (
+    "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution",
+    "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d",
+)  # fmt: skip
+_WIDENED = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """A convolution's arguments in one form for all operators."""
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    output_padding: tuple[int, ...]
+
+
+def _read(node: fx.Node) -> _Arguments:
+    schema = node.target._schema  # type: ignore[union-attr]
+    given: dict[str, Any] = {}
+    for position, parameter in enumerate(schema.arguments):
+        value = node.args[position] if position < len(node.args) else parameter.default_value
+        given[parameter.name] = node.kwargs.get(parameter.name, value)
+    weight = given["weight"]
+    kernel = weight.meta["val"].shape[2:]
+    rank = len(kernel)
+
+    def spread(value: Any) -> tuple[int, ...]:
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return tuple(values * rank if len(values) == 1 else values)
+
+    dilation = spread(given["dilation"])
+    padding = given["padding"]
+    if padding == "same":
+        # torch puts the odd one behind.
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = tuple((t // 2, t - t // 2) for t in totals)
+    else:
+        pads = tuple((p, p) for p in spread(0 if padding == "valid" else padding))
+    return _Arguments(
+        given["input"], weight, given["bias"], spread(given["stride"]), pads, dilation, given["groups"],
+        bool(given.get("transposed", "transpose" in op_name(node))), spread(given.get("output_padding", 0)),
+    )  # fmt: skip
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Whether a kernel of ours computes a convolution: constant float weights, known extents but for the batch."""
+    if op_name(node) not in OPERATORS:
+        return False
+    a = _read(node)
+    value = a.x.meta["val"]
+    constants = a.weight.op == "get_attr" and (a.bias is None or a.bias.op == "get_attr")
+    known = not any(isinstance(size, torch.SymInt) for size in value.shape[1:]) and value.dim() == len(a.stride) + 2
+    return constants and known and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+@emits(*OPERATORS)
+def _convolution(emitter: Emitter, node: fx.Node) -> Any:
+    if is_kernel(node):
+        return _kernel(emitter, node, _read(node))
+    return _expression(emitter, node, _read(node))
+
+
+def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
+    target, lanes = emitter.target, emitter.lanes
+    weight = cast(torch.Tensor, emitter.constant(a.weight)).float().numpy()
+    have, dtype = emitter.result(a.x)
+    batch, channels, *spatial = have
+    out_channels = weight.shape[1] * a.groups if a.transposed else weight.shape[0]
+    x = emitter.value(a.x)
+    plain_input = x.blocked is None and cast(int, channels) < lanes
+    shape = ConvShape(
+        batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
+        tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, a.transposed,
+        a.output_padding if a.transposed else (), plain_input,
+    )  # fmt: skip
+    family: Any = depthwise if depthwise.applies(shape) else conv
+    name = f"{a.weight.target}.{'depthwise' if family is depthwise else 'conv'}"
+    name += ".transposed" * a.transposed + ".plain" * plain_input
+    source = emitter.plain(a.x) if plain_input else emitter.blocked(a.x)
+    inputs = [emitter.as_float32(node, source), emitter.weights.add(name, family.pack(weight, shape, target))]
+    first: tuple[Bias, ...] = ()
+    if a.bias is not None:
+        bias = cast(torch.Tensor, emitter.constant(a.bias)).float().numpy()
+        inputs.append(emitter.weights.add(f"{a.bias.target}.blocked", pad_channels(bias, lanes)))
+        first = (Bias(),)
+    region = emitter.region(node)
+    inputs += [emitter.blocked(residual) for residual in region.residuals]
+    result = (batch, out_channels, *shape.out_spatial)
+    made = emitter.call_kernel(
+        family, shape, region.epilogue(first), inputs, blocked_shape(result, lanes), region.nodes
+    )
+    return Value(result, dtype, blocked=emitter.from_float32(node, made, dtype))
+
+
+def _expression(emitter: Emitter, node: fx.Node, a: _Arguments) -> Any:
+    """Any dtype, any extents, weights that are computed."""
+    shape, dtype = emitter.result(node)
+    work = accumulator(dtype)
+    inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
+
+    def compute(x: Any, weight: Any, *bias: Any, shape: Sequence[Size]) -> Any:
+        kernel, rank = weight.shape[2:], len(shape) - 2
+        taps = [te.reduce_axis((0, k), name=f"k{d}") for d, k in enumerate(kernel)]
+        inputs_of_group = x.shape[1] // a.groups
+        outputs_of_group = shape[1] // a.groups
+        c = te.reduce_axis((0, inputs_of_group), name="c")
+
+        def element(n: Any, o: Any, *out: Any) -> Any:
+            group = o // outputs_of_group
+            channel = group * inputs_of_group + c
+            position, hits = [], []
+            for d in range(rank):
+                if a.transposed:
+                    reach = out[d] + a.padding[d][0] - taps[d] * a.dilation[d]
+                    at = tirx.floordiv(reach, a.stride[d])
+                    hits.append(scalar.equal(tirx.floormod(reach, a.stride[d]), 0))
+                else:
+                    at = out[d] * a.stride[d] - a.padding[d][0] + taps[d] * a.dilation[d]
+                hits += [at >= 0, at < x.shape[2 + d]]
+                position.append(at)
+            value = tirx.if_then_else(
+                tirx.all(*hits), scalar.cast(x(n, channel, *position), work), tirx.const(0, work)
+            )
+            weights = weight(channel, o % outputs_of_group, *taps) if a.transposed else weight(o, c, *taps)
+            return te.sum(value * scalar.cast(weights, work), axis=[c, *taps])
+
+        total = te.compute(shape, element, name="conv")
+
+        def finish(n: Any, o: Any, *out: Any) -> Any:
+            value = total(n, o, *out)
+            for b in bias:
+                value = value + scalar.cast(b(o), work)
+            return scalar.cast(value, dtype)
+
+        return te.compute(shape, finish, name="result")
+
+    assert is_static(emitter.shape(a.weight))
+    return emitter.te(node, compute, *inputs, shape=shape)

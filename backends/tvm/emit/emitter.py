@@ -1,0 +1,337 @@
+"""The walk over a graph that turns each call into Relax expressions, and what emitters ask of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from shave.backends.target import Target
+from shave.backends.tvm import layout
+from shave.backends.tvm.adapter import relax, te, tirx
+from shave.backends.tvm.emit.registry import emitter_of
+from shave.backends.tvm.sizes import Size, Sizes
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.layout import Value
+from shave.backends.tvm.regions import Region
+from shave.ir.dtypes import dtype_name
+from shave.ir.errors import UnsupportedError
+from shave.ir.ops import op_name
+from shave.ir.program import attribute
+
+Array = npt.NDArray[Any]
+
+OPAQUE = 8
+"""TVM's operator pattern of a function that nothing may be fused into."""
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of a kernel, for profiles and reports.
+
+    Attributes:
+        name: Name of the function in the library.
+        family: The kernel family, or ``tail`` for generated and scheduled code.
+        nodes: Names of the program's nodes that it computes.
+    """
+
+    name: str
+    family: str
+    nodes: tuple[str, ...]
+
+
+@dataclass
+class Weights:
+    """The tensors that the library takes at run time, each once, in the order of the weights tuple."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, array: Array) -> Any:
+        """Add a tensor and return its variable; a name that is already there stands for the same tensor."""
+        if name not in self.arrays:
+            self.arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
+            self.variables[name] = relax.Var(f"w{len(self.variables)}", relax.TensorType(array.shape, str(array.dtype)))
+        return self.variables[name]
+
+
+class Emitter:
+    """Emits one graph into a Relax function.
+
+    Attributes:
+        builder: Collects the Relax bindings.
+        target: What is compiled for.
+        lanes: Channels of a block in the blocked layout.
+        sizes: Converts symbolic sizes.
+        weights: Those used so far.
+        kernel_calls: The calls of own kernels, in their order.
+    """
+
+    def __init__(self, module: fx.GraphModule, target: Target, sizes: Sizes, builder: Any, weights: Weights) -> None:
+        self.module = module
+        self.target = target
+        self.lanes = target.lanes
+        self.sizes = sizes
+        self.builder = builder
+        self.weights = weights
+        self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
+        self.kernel_calls: list[KernelCall] = []
+        self.functions: dict[Any, Any] = {}
+        self.regions: dict[fx.Node, Region] = {}
+        self.last_of: dict[fx.Node, fx.Node] = {}
+        self.anchor_of: dict[fx.Node, fx.Node] = {}
+
+    def use_regions(self, regions: Mapping[fx.Node, Region]) -> None:
+        """Emit each region as one kernel call, at the place of its last node."""
+        self.regions = dict(regions)
+        self.last_of = {node: r.nodes[-1] for r in regions.values() for node in r.nodes}
+        self.anchor_of = {r.nodes[-1]: anchor for anchor, r in regions.items()}
+
+    # The walk
+
+    def emit_graph(self) -> tuple[list[Any], list[Any]]:
+        """Emit every node.
+
+        Returns:
+            The variables of the inputs, and those of the outputs in the plain layout.
+
+        Raises:
+            UnsupportedError: Lists every node that cannot be emitted.
+        """
+        inputs = []
+        problems = []
+        outputs: list[Any] = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                shape, dtype = self.result(node)
+                variable = relax.Var(node.name, relax.TensorType(shape, dtype))
+                inputs.append(variable)
+                self.values[node] = Value(shape, dtype, plain=variable)
+            elif node.op == "call_function" and not _is_size(node):
+                try:
+                    self._emit_call(node)
+                except UnsupportedError as error:
+                    problems.append(f"{op_name(node)} (node {node.name}): {error}")
+                    self.values[node] = self._placeholder(node)
+            elif node.op == "output":
+                outputs = [self.plain(value) for value in node.args[0]]
+        if problems:
+            raise UnsupportedError("the TVM backend cannot compile " + "; ".join(problems))
+        return inputs, outputs
+
+    def _emit_call(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            self.values[node] = cast("tuple[Value, ...]", self.values[cast(fx.Node, node.args[0])])[
+                cast(int, node.args[1])
+            ]
+            return
+        if self.last_of.get(node, node) is not node:
+            return
+        anchor = self.anchor_of.get(node, node)
+        emit = emitter_of(anchor)
+        if emit is None:
+            raise UnsupportedError("no emitter and no decomposition")
+        self.values[node] = self._wrapped(node, emit(self, anchor))
+
+    def _wrapped(self, node: fx.Node, result: Any) -> Value | tuple[Value, ...]:
+        if isinstance(result, (tuple, list)):
+            claims = zip(result, node.meta["val"], strict=True)
+            # None stands for a result that nobody reads.
+            return tuple(cast(Value, r) if r is None else self._wrapped_one(r, v) for r, v in claims)
+        return self._wrapped_one(result, node.meta["val"])
+
+    def _wrapped_one(self, result: Any, claimed: torch.Tensor) -> Value:
+        shape, dtype = self.sizes.shape(claimed.shape), dtype_name(claimed.dtype)
+        value = result if isinstance(result, Value) else Value(shape, dtype, plain=result)
+        made = value.plain if value.plain is not None else value.blocked
+        rank = len(shape) if value.plain is not None else len(shape) + 1
+        assert str(made.ty.dtype) == dtype and made.ty.ndim == rank, f"emitted {made.ty}, expected {dtype}{shape}"
+        return value
+
+    def _placeholder(self, node: fx.Node) -> Value | tuple[Value, ...]:
+        """Stand-in for a value that cannot be emitted, so that the walk finds all such nodes."""
+
+        def one(claimed: torch.Tensor) -> Value:
+            try:
+                shape, dtype = self.sizes.shape(claimed.shape), dtype_name(claimed.dtype)
+            except UnsupportedError:
+                shape, dtype = tuple(1 for _ in claimed.shape), "float32"
+            return Value(shape, dtype, plain=relax.Var(node.name, relax.TensorType(shape, dtype)))
+
+        claimed = node.meta["val"]
+        return tuple(map(one, claimed)) if isinstance(claimed, (tuple, list)) else one(claimed)
+
+    # Values
+
+    def value(self, node: fx.Node) -> Value:
+        """The value of a node with one tensor as result."""
+        if node not in self.values and node.op == "get_attr":
+            tensor = attribute(self.module, str(node.target))
+            variable = self.weights.add(str(node.target), array_of(tensor))
+            self.values[node] = Value(tuple(tensor.shape), dtype_name(tensor.dtype), plain=variable)
+        return cast(Value, self.values[node])
+
+    def plain(self, of: fx.Node | Value) -> Any:
+        """The variable that holds a value in the plain layout."""
+        value = self.value(of) if isinstance(of, fx.Node) else of
+        if value.plain is None:
+            value.plain = layout.unblock(self.builder, value.blocked, value.shape, self.lanes)
+        return value.plain
+
+    def blocked(self, of: fx.Node | Value) -> Any:
+        """The variable that holds a value in the blocked layout."""
+        value = self.value(of) if isinstance(of, fx.Node) else of
+        if value.blocked is None:
+            value.blocked = layout.block(self.builder, value.plain, value.shape, self.lanes)
+        return value.blocked
+
+    def constant(self, node: Any) -> torch.Tensor | None:
+        """The tensor behind a node that is a weight; None for anything else."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        return cast(torch.Tensor, attribute(self.module, str(node.target))).detach()
+
+    # Arguments and results
+
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """A call's arguments by their names in the schema, defaults filled in.
+
+        Tensors stay nodes; symbolic sizes become TIR expressions.
+        """
+        schema = node.target._schema  # type: ignore[union-attr]
+        bound = {}
+        for position, parameter in enumerate(schema.arguments):
+            if parameter.name in node.kwargs:
+                value: Any = node.kwargs[parameter.name]
+            elif position < len(node.args) and not parameter.kwarg_only:
+                value = node.args[position]
+            else:
+                value = parameter.default_value
+            bound[parameter.name] = self.resolve(value)
+        return bound
+
+    def resolve(self, value: Any) -> Any:
+        """Turn symbolic sizes inside an argument into TIR expressions."""
+        if isinstance(value, fx.Node):
+            known = value.meta.get("val")
+            return value if known is None or isinstance(known, (torch.Tensor, tuple, list)) else self.sizes(known)
+        if isinstance(value, (list, tuple)):
+            return [self.resolve(item) for item in value]
+        return value
+
+    def shape(self, node: fx.Node) -> tuple[Size, ...]:
+        """Extents of a node's tensor."""
+        return self.sizes.shape(node.meta["val"].shape)
+
+    def dtype(self, node: fx.Node) -> str:
+        """NumPy's name of the dtype of a node's tensor."""
+        return dtype_name(node.meta["val"].dtype)
+
+    def result(self, node: fx.Node) -> tuple[tuple[Size, ...], str]:
+        """Shape and dtype of a node's tensor."""
+        return self.shape(node), self.dtype(node)
+
+    # Emission
+
+    def te(self, node: fx.Node, compute: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        """Emit a tensor expression as one call.
+
+        Args:
+            node: Which node it computes; names the function.
+            compute: Builds the expression from te tensors (and sizes) in place of ``inputs`` and ``named``. Symbolic
+                sizes must come in by these ways, never by closure: the function gets variables of its own.
+            inputs: Relax variables, sizes or lists of them.
+            named: The same by name; ``shape`` by convention is the shape of the result.
+
+        Returns:
+            The variable of the result.
+        """
+        arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}
+        hint = op_name(node).split(".")[-1].lstrip("_")
+        return self.builder.emit_te(compute, *inputs, primfunc_name_hint=hint, name_hint=node.name, **arguments)
+
+    def reshape(self, variable: Any, shape: Sequence[Size]) -> Any:
+        """See the same memory in another shape."""
+        return self.builder.emit(relax.op.reshape(variable, list(shape)))
+
+    def as_float32(self, node: fx.Node, variable: Any) -> Any:
+        """A variable of a narrow float dtype, widened for a kernel; float32 stays."""
+        return self._converted(node, variable, "float32")
+
+    def from_float32(self, node: fx.Node, variable: Any, dtype: str) -> Any:
+        """A kernel's result in the dtype of the program."""
+        return self._converted(node, variable, dtype)
+
+    def _converted(self, node: fx.Node, variable: Any, dtype: str) -> Any:
+        if str(variable.ty.dtype) == dtype:
+            return variable
+
+        def compute(x: Any) -> Any:
+            return te.compute(x.shape, lambda *i: tirx.Cast(dtype, x(*i)), name="convert")
+
+        return self.te(node, compute, variable)
+
+    def region(self, anchor: fx.Node) -> Region:
+        """What the kernel of an anchor computes."""
+        return self.regions.get(anchor, Region((anchor,)))
+
+    def call_kernel(
+        self,
+        family: Any,
+        problem: Any,
+        epilogue: Epilogue,
+        inputs: Sequence[Any],
+        shape: Sequence[Size],
+        nodes: Sequence[fx.Node],
+    ) -> Any:
+        """Emit the call of an own kernel; equal kernels share one function.
+
+        Args:
+            family: The module of the kernel family.
+            problem: Its shape dataclass.
+            epilogue: What it does to its result.
+            inputs: Relax variables in the kernel's order, weights included, output not.
+            shape: Extents of the result, in the layout the kernel writes; its dtype is float32.
+            nodes: The nodes it computes; the last one's value is the result.
+        """
+        name = family.__name__.rpartition(".")[2]
+        schedule = family.default(problem, self.target)
+        key = (name, problem, schedule, epilogue)
+        if key not in self.functions:
+            function = family.build(problem, schedule, self.target, epilogue).without_attr("global_symbol")
+            attributes = {"op_pattern": OPAQUE, "shave.scheduled": True}
+            self.functions[key] = self.builder.add_func(function.with_attrs(attributes), name)
+        function = self.functions[key]
+        self.kernel_calls.append(KernelCall(function.name_hint, name, tuple(n.name for n in nodes)))
+        call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
+        return self.builder.emit(call, name_hint=nodes[-1].name)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """A tensor as a NumPy array; dtypes that NumPy lacks come from ml_dtypes."""
+    tensor = tensor.detach().contiguous()
+    name = dtype_name(tensor.dtype)
+    if hasattr(ml_dtypes, name):
+        width = {1: torch.uint8, 2: torch.uint16}[tensor.element_size()]
+        return tensor.view(width).numpy().view(getattr(ml_dtypes, name))
+    return cast(Array, tensor.numpy())
+
+
+def number(value: Any, dtype: str) -> Any:
+    """A Python or symbolic number as a TIR expression of the dtype."""
+    if isinstance(value, (bool, int, float)):
+        return tirx.const(value, dtype)
+    return tirx.Cast(dtype, value)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a call computes no tensor: sizes are known as expressions, asserts on them have been checked."""
+    value = node.meta.get("val")
+    return not isinstance(value, (torch.Tensor, tuple, list))

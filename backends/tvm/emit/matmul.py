@@ -1,0 +1,208 @@
+"""Matrix products: packed kernels for constant weights, batched kernels for run-time tensors, exact integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.emit import scalar
+from shave.backends.tvm.emit.emitter import Emitter, number
+from shave.backends.tvm.emit.reduction import accumulator
+from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.sizes import Size, product, same
+from shave.backends.tvm.kernels import batch_matmul, matmul
+from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
+from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.ir.ops import op_name
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_KERNEL_FLOATS = ("float32", "float16", "bfloat16")
+
+
+def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """(A, B, bias or addend) of a product operator; B of ``linear`` is its weight, [N, K]."""
+    name = op_name(node)
+    args = list(node.args)
+    if name == "aten.linear":
+        return cast(fx.Node, args[0]), cast(fx.Node, args[1]), cast("fx.Node | None", (args + [None])[2])
+    if name == "aten.addmm":
+        return cast(fx.Node, args[1]), cast(fx.Node, args[2]), cast(fx.Node, args[0])
+    return cast(fx.Node, args[0]), cast(fx.Node, args[1]), None
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Whether the packed kernel computes a product: constant float B of rank 2, constant bias of rank 1."""
+    if op_name(node) not in ("aten.linear", "aten.addmm", "aten.mm", "aten.matmul"):
+        return False
+    if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return False
+    a, b, bias = _operands(node)
+    if b.op != "get_attr" or b.meta["val"].dim() != 2 or a.meta["val"].dim() < 1:
+        return False
+    if bias is not None and (bias.op != "get_attr" or bias.meta["val"].dim() != 1):
+        return False
+    inner = a.meta["val"].shape[-1]
+    return a.meta["val"].dtype in _FLOATS and not isinstance(inner, torch.SymInt)
+
+
+@emits("aten.linear", "aten.mm", "aten.matmul", "aten.bmm", "aten.addmm", "aten.mv", "aten.dot", "aten._int_mm")
+def _matmul(emitter: Emitter, node: fx.Node) -> Any:
+    if is_kernel(node):
+        return _packed(emitter, node)
+    a, b, bias = _operands(node)
+    if op_name(node) == "aten.linear":
+        result = batched(emitter, node, emitter.plain(a), emitter.plain(b), True)
+    else:
+        transposed = _transpose_of(b)
+        source = b if transposed is None else transposed
+        result = batched(emitter, node, emitter.plain(a), emitter.plain(source), transposed is not None)
+    if bias is None:
+        return emitter.reshape(result, emitter.shape(node))
+    return _scaled_sum(emitter, node, result, bias)
+
+
+def _packed(emitter: Emitter, node: fx.Node) -> Any:
+    a, b, bias = _operands(node)
+    weight = cast(torch.Tensor, emitter.constant(b)).float()
+    if op_name(node) == "aten.linear":
+        weight = weight.T
+    have, dtype = emitter.result(a)
+    rows = product(have[:-1])
+    inner, columns = weight.shape
+    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns)
+    name = f"{b.target}.{'linear' if op_name(node) == 'aten.linear' else 'matmul'}"
+    inputs = [
+        emitter.as_float32(node, emitter.reshape(emitter.plain(a), (rows, inner))),
+        emitter.weights.add(name, matmul.pack(weight.numpy(), shape, emitter.target)),
+    ]
+    first: tuple[Bias, ...] = ()
+    if bias is not None:
+        vector = cast(torch.Tensor, emitter.constant(bias)).float().expand(columns)
+        inputs.append(emitter.weights.add(f"{bias.target}.float32", vector.contiguous().numpy()))
+        first = (Bias(),)
+    region = emitter.region(node)
+    inputs += [emitter.reshape(emitter.plain(residual), (rows, columns)) for residual in region.residuals]
+    made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, (rows, columns), region.nodes)
+    return emitter.reshape(emitter.from_float32(node, made, dtype), (*have[:-1], columns))
+
+
+def _transpose_of(node: fx.Node) -> fx.Node | None:
+    """The tensor whose last two axes a node swaps; None if it does anything else."""
+    if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
+        return None
+    rank = node.meta["val"].dim()
+    name = op_name(node)
+    if name == "aten.t" and rank == 2:
+        return node.args[0]
+    if name == "aten.transpose" and {cast(int, d) % rank for d in node.args[1:3]} == {rank - 1, rank - 2}:
+        return node.args[0]
+    if name == "aten.permute":
+        order = [d % rank for d in cast("list[int]", node.args[1])]
+        return node.args[0] if order == [*range(rank - 2), rank - 1, rank - 2] else None
+    return None
+
+
+def _extents(variable: Any) -> list[Size]:
+    return [int(s.value) if isinstance(s, tirx.IntImm) else s for s in variable.ty.shape.values]
+
+
+def batched(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool) -> Any:
+    """``a @ b`` (``a @ b.mT`` if ``transposed``) of two variables by torch's rules for matmul; any dtype.
+
+    The result has all leading extents in one: [batch, rows, columns]; reshape it.
+    """
+    a_shape, b_shape = _extents(a), _extents(b)
+    if len(a_shape) == 1:
+        a_shape = [1, *a_shape]
+    if len(b_shape) == 1:
+        b_shape, transposed = [1, *b_shape], True
+    columns, inner = (b_shape[-2], b_shape[-1]) if transposed else (b_shape[-1], b_shape[-2])
+    rows = a_shape[-2]
+    lead = _broadcast(a_shape[:-2], b_shape[:-2])
+    if len(b_shape) == 2 and len(a_shape) > 2:
+        # One B for all: a single product with more rows.
+        rows, lead = product(a_shape[:-1]), []
+    batch = product(lead)
+    left = _spread(emitter, node, emitter.reshape(a, a_shape), [*lead, rows, inner], len(lead))
+    right = _spread(emitter, node, emitter.reshape(b, b_shape), [*lead, *b_shape[-2:]], len(lead))
+    left = emitter.reshape(left, [batch, rows, inner])
+    right = emitter.reshape(right, [batch, *b_shape[-2:]])
+    dtype = emitter.dtype(node)
+    if str(a.ty.dtype) == str(b.ty.dtype) and str(a.ty.dtype) in _KERNEL_FLOATS:
+        known = [size if isinstance(size, int) else None for size in (batch, rows, inner, columns)]
+        shape = BatchMatmulShape(*known, transposed=transposed)
+        inputs = [emitter.as_float32(node, left), emitter.as_float32(node, right)]
+        made = emitter.call_kernel(batch_matmul, shape, Epilogue(), inputs, (batch, rows, columns), (node,))
+        return emitter.from_float32(node, made, dtype)
+    return _expression(emitter, node, left, right, [batch, rows, columns], transposed)
+
+
+def _expression(
+    emitter: Emitter, node: fx.Node, left: Any, right: Any, shape: Sequence[Size], transposed: bool
+) -> Any:
+    """Integers (exact) and double precision."""
+    dtype = emitter.dtype(node)
+    work = accumulator(dtype)
+
+    def compute(a: Any, b: Any, shape: Sequence[Size]) -> Any:
+        k = te.reduce_axis((0, a.shape[2]), name="k")
+
+        def element(n: Any, i: Any, j: Any) -> Any:
+            other = b(n, j, k) if transposed else b(n, k, j)
+            return te.sum(scalar.cast(a(n, i, k), work) * scalar.cast(other, work), axis=k)
+
+        return te.compute(shape, element, name="matmul")
+
+    return emitter.te(node, compute, left, right, shape=list(shape))
+
+
+def _broadcast(a: Sequence[Size], b: Sequence[Size]) -> list[Size]:
+    length = max(len(a), len(b))
+    padded = zip([1] * (length - len(a)) + list(a), [1] * (length - len(b)) + list(b), strict=True)
+    return [q if isinstance(p, int) and p == 1 else p for p, q in padded]
+
+
+def _spread(emitter: Emitter, node: fx.Node, x: Any, shape: Sequence[Size], lead: int) -> Any:
+    """Repeat leading axes of extent 1."""
+    have = _extents(x)
+    own = [1] * (len(shape) - len(have)) + have if lead else have
+    if not lead or all(map(same, own[:lead], shape[:lead])):
+        return x
+
+    def compute(x: Any, shape: Sequence[Size]) -> Any:
+        def element(*i: Any) -> Any:
+            last = i[len(i) - len(have) :]
+            return x(*[0 if isinstance(s, int) and s == 1 else k for s, k in zip(have, last, strict=True)])
+
+        return te.compute(shape, element, name="repeat")
+
+    return emitter.te(node, compute, x, shape=list(shape))
+
+
+def _scaled_sum(emitter: Emitter, node: fx.Node, made: Any, addend: fx.Node) -> Any:
+    """beta * addend + alpha * product."""
+    alpha, beta = (node.kwargs.get(name, 1) for name in ("alpha", "beta"))
+    shape, dtype = emitter.result(node)
+    have = emitter.shape(addend)
+
+    def compute(x: Any, y: Any, shape: Sequence[Size]) -> Any:
+        def element(*i: Any) -> Any:
+            last = i[len(i) - len(have) :]
+            other = y(*[0 if isinstance(s, int) and s == 1 else k for s, k in zip(have, last, strict=True)])
+            value = x(*i) if alpha == 1 else number(alpha, dtype) * x(*i)
+            return value + (other if beta == 1 else number(beta, dtype) * other)
+
+        return te.compute(shape, element, name="sum")
+
+    return emitter.te(node, compute, emitter.reshape(made, shape), emitter.plain(addend), shape=shape)
+
+
+@emits("aten.baddbmm")
+def _baddbmm(emitter: Emitter, node: fx.Node) -> Any:
+    addend, a, b = (cast(fx.Node, n) for n in node.args[:3])
+    return _scaled_sum(emitter, node, batched(emitter, node, emitter.plain(a), emitter.plain(b), False), addend)

@@ -1,0 +1,463 @@
+"""Operators that move elements and compute nothing: views, slices, permutations, joins, repeats, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from shave.backends.tvm import layout
+from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.sizes import Size, product, same
+from shave.backends.tvm.layout import Value
+
+Index = list[Any]
+
+
+def gather(emitter: Emitter, node: fx.Node, x: fx.Node, source: Callable[..., Index], *sizes: Any) -> Any:
+    """Emit a result whose element at an index is the element of ``x`` at ``source(index, *sizes)``."""
+
+    def compute(x: Any, sizes: list[Any], shape: Sequence[Size]) -> Any:
+        return te.compute(shape, lambda *index: x(*source(list(index), *sizes)), name="gather")
+
+    return emitter.te(node, compute, emitter.plain(x), list(sizes), shape=emitter.shape(node))
+
+
+# Views
+
+
+@emits(
+    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.squeeze",
+    "aten.unsqueeze", "aten.view_as", "aten.reshape_as", "aten._reshape_alias", "aten._reshape_copy",
+)  # fmt: skip
+def _view(emitter: Emitter, node: fx.Node) -> Any:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    return emitter.reshape(emitter.plain(x), emitter.shape(node))
+
+
+# Permutations
+
+
+def _permute(emitter: Emitter, node: fx.Node, x: fx.Node, order: Sequence[int]) -> Any:
+    """Result axis d is axis order[d] of ``x``; where only axes of size 1 change places, it is a view."""
+    shape = emitter.shape(x)
+    moved = [axis for axis in order if not (isinstance(shape[axis], int) and shape[axis] == 1)]
+    if moved == sorted(moved):
+        return emitter.reshape(emitter.plain(x), emitter.shape(node))
+
+    def source(index: Index) -> Index:
+        picked: Index = [None] * len(order)
+        for axis, i in zip(order, index, strict=True):
+            picked[axis] = i
+        return picked
+
+    return gather(emitter, node, x, source)
+
+
+@emits("aten.permute")
+def _permute_axes(emitter: Emitter, node: fx.Node) -> Any:
+    x, dims = emitter.arguments(node).values()
+    return _permute(emitter, node, x, [d % len(dims) for d in dims])
+
+
+@emits("aten.transpose", "aten.swapaxes", "aten.t", "aten.numpy_T", "aten.mT")
+def _transpose(emitter: Emitter, node: fx.Node) -> Any:
+    x, *dims = emitter.arguments(node).values()
+    rank = len(emitter.shape(node))
+    order = list(range(rank))
+    if dims:
+        a, b = dims[0] % rank, dims[1] % rank
+    elif rank < 2:
+        a = b = 0
+    else:
+        a, b = rank - 2, rank - 1
+    order[a], order[b] = order[b], order[a]
+    return _permute(emitter, node, x, order[::-1] if "numpy_T" in str(node.target) else order)
+
+
+@emits("aten.movedim")
+def _movedim(emitter: Emitter, node: fx.Node) -> Any:
+    x, source, destination = emitter.arguments(node).values()
+    rank = len(emitter.shape(node))
+    sources = [d % rank for d in (source if isinstance(source, list) else [source])]
+    targets = [d % rank for d in (destination if isinstance(destination, list) else [destination])]
+    order: list[Any] = [None] * rank
+    for s, t in zip(sources, targets, strict=True):
+        order[t] = s
+    rest = iter(axis for axis in range(rank) if axis not in sources)
+    return _permute(emitter, node, x, [next(rest) if axis is None else axis for axis in order])
+
+
+@emits("aten.channel_shuffle", "aten.native_channel_shuffle")
+def _channel_shuffle(emitter: Emitter, node: fx.Node) -> Any:
+    x, groups = emitter.arguments(node).values()
+    channels = emitter.shape(node)[1]
+    return gather(emitter, node, x, lambda i: [i[0], i[1] % groups * (channels // groups) + i[1] // groups, *i[2:]])
+
+
+@emits("aten.pixel_shuffle")
+def _pixel_shuffle(emitter: Emitter, node: fx.Node) -> Any:
+    x, factor = emitter.arguments(node).values()
+
+    def source(index: Index) -> Index:
+        *batch, c, h, w = index
+        return [*batch, (c * factor + h % factor) * factor + w % factor, h // factor, w // factor]
+
+    return gather(emitter, node, x, source)
+
+
+@emits("aten.pixel_unshuffle")
+def _pixel_unshuffle(emitter: Emitter, node: fx.Node) -> Any:
+    x, factor = emitter.arguments(node).values()
+
+    def source(index: Index) -> Index:
+        *batch, c, h, w = index
+        return [*batch, c // (factor * factor), h * factor + c // factor % factor, w * factor + c % factor]
+
+    return gather(emitter, node, x, source)
+
+
+@emits("aten.flip")
+def _flip(emitter: Emitter, node: fx.Node) -> Any:
+    x, dims = emitter.arguments(node).values()
+    shape = emitter.shape(node)
+    axes = [d % len(shape) for d in dims]
+
+    def source(index: Index, *ends: Size) -> Index:
+        return [ends[d] - 1 - i if d in axes else i for d, i in enumerate(index)]
+
+    return gather(emitter, node, x, source, *shape)
+
+
+@emits("aten.roll")
+def _roll(emitter: Emitter, node: fx.Node) -> Any:
+    x, shifts, dims = emitter.arguments(node).values()
+    shape = emitter.shape(node)
+    if not dims:
+        flat = product(shape)
+        shift = shifts[0]
+
+        def linear(x: Any, total: Size, shape: Sequence[Size]) -> Any:
+            return te.compute(shape, lambda i: x(_wrapped(i - shift, total)), name="roll")
+
+        rolled = emitter.te(node, linear, emitter.reshape(emitter.plain(x), [flat]), flat, shape=[flat])
+        return emitter.reshape(rolled, shape)
+    amounts = {d % len(shape): s for d, s in zip(dims, shifts, strict=True)}
+
+    def source(index: Index, *ends: Size) -> Index:
+        return [_wrapped(i - amounts[d], ends[d]) if d in amounts else i for d, i in enumerate(index)]
+
+    return gather(emitter, node, x, source, *shape)
+
+
+def _wrapped(index: Any, size: Size) -> Any:
+    return tirx.floormod(index, size)
+
+
+# Slices
+
+
+def slice_axis(
+    emitter: Emitter, node: fx.Node, x: fx.Node, axis: int, start: Any, shape: Sequence[Size], step: int = 1
+) -> Any:
+    """Emit ``x`` from ``start`` on along one axis, as far as ``shape`` goes."""
+
+    def compute(x: Any, start: Any, shape: Sequence[Size]) -> Any:
+        def element(*index: Any) -> Any:
+            picked = list(index)
+            picked[axis] = picked[axis] * step + start
+            return x(*picked)
+
+        return te.compute(shape, element, name="slice")
+
+    whole = isinstance(start, int) and start == 0 and step == 1 and same(shape[axis], emitter.shape(x)[axis])
+    return emitter.plain(x) if whole else emitter.te(node, compute, emitter.plain(x), start, shape=shape)
+
+
+def slice_start(start: Any, size: Size) -> Any:
+    """Python's rule for the start of a slice."""
+    if start is None:
+        return 0
+    if isinstance(start, int) and isinstance(size, int):
+        return min(start + size if start < 0 else start, size) if start >= -size else 0
+    if isinstance(start, int):
+        return start if start >= 0 else tirx.Max(size + start, tirx.const(0, "int64"))
+    return tirx.Min(tirx.Select(start < 0, start + size, start), size)
+
+
+@emits("aten.slice", "aten.narrow", "aten.slice_copy")
+def _slice(emitter: Emitter, node: fx.Node) -> Any:
+    arguments = emitter.arguments(node)
+    x, axis = arguments["self"], arguments["dim"]
+    size = emitter.shape(x)
+    axis %= len(size)
+    return slice_axis(
+        emitter, node, x, axis, slice_start(arguments["start"], size[axis]), emitter.shape(node), arguments.get("step", 1)
+    )
+
+
+@emits("aten.select", "aten.select_copy")
+def _select(emitter: Emitter, node: fx.Node) -> Any:
+    x, axis, position = emitter.arguments(node).values()
+    size = emitter.shape(x)
+    axis %= len(size)
+    if isinstance(position, int) and position < 0:
+        position = size[axis] + position
+    return gather(emitter, node, x, lambda index, p: [*index[:axis], p, *index[axis:]], position)
+
+
+@emits("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split", "aten.unsafe_chunk")
+def _split(emitter: Emitter, node: fx.Node) -> Any:
+    arguments = emitter.arguments(node)
+    x, axis = arguments["self"], arguments["dim"]
+    axis %= len(emitter.shape(x))
+    parts = []
+    start: Any = 0
+    for claimed in node.meta["val"]:
+        shape = emitter.sizes.shape(claimed.shape)
+        parts.append(_channels_of_blocked(emitter, x, axis, start, shape) or slice_axis(emitter, node, x, axis, start, shape))
+        start = start + shape[axis]
+    return parts
+
+
+def _channels_of_blocked(emitter: Emitter, x: fx.Node, axis: int, start: Any, shape: Sequence[Size]) -> Value | None:
+    """Some channels of a blocked value, blocked as well, where they are whole blocks."""
+    value, lanes = emitter.value(x), emitter.lanes
+    if axis != 1 or not value.only_blocked or not isinstance(start, int) or start % lanes:
+        return None
+    first = start // lanes
+
+    def compute(x: Any, shape: Sequence[Size]) -> Any:
+        return te.compute(shape, lambda n, c, *rest: x(n, c + first, *rest), name="split")
+
+    part = emitter.te(x, compute, value.blocked, shape=layout.blocked_shape(shape, lanes))
+    return Value(tuple(shape), value.dtype, blocked=part)
+
+
+@emits("aten.unbind")
+def _unbind(emitter: Emitter, node: fx.Node) -> Any:
+    x, axis = emitter.arguments(node).values()
+    axis %= len(emitter.shape(x))
+
+    def one(position: int, shape: Sequence[Size]) -> Any:
+        def compute(x: Any, shape: Sequence[Size]) -> Any:
+            return te.compute(shape, lambda *index: x(*index[:axis], position, *index[axis:]), name="unbind")
+
+        return emitter.te(node, compute, emitter.plain(x), shape=shape)
+
+    return [one(i, emitter.sizes.shape(claimed.shape)) for i, claimed in enumerate(node.meta["val"])]
+
+
+@emits("aten.diagonal")
+def _diagonal(emitter: Emitter, node: fx.Node) -> Any:
+    x, offset, a, b = emitter.arguments(node).values()
+    rank = len(emitter.shape(x))
+    a, b = a % rank, b % rank
+
+    def source(index: Index) -> Index:
+        *rest, along = index
+        picked: Index = [None] * rank
+        picked[a], picked[b] = along + max(-offset, 0), along + max(offset, 0)
+        remaining = iter(rest)
+        return [next(remaining) if p is None else p for p in picked]
+
+    return gather(emitter, node, x, source)
+
+
+@emits("aten.unfold")
+def _unfold(emitter: Emitter, node: fx.Node) -> Any:
+    x, axis, _, step = emitter.arguments(node).values()
+    axis %= len(emitter.shape(x))
+
+    def source(index: Index) -> Index:
+        *rest, inside = index
+        rest[axis] = rest[axis] * step + inside
+        return rest
+
+    return gather(emitter, node, x, source)
+
+
+# Joins
+
+
+@emits("aten.cat", "aten.concat", "aten.concatenate")
+def _cat(emitter: Emitter, node: fx.Node) -> Any:
+    pieces, axis = emitter.arguments(node).values()
+    shape, dtype = emitter.result(node)
+    axis %= len(shape)
+    # An empty tensor of rank 1 may be joined to anything.
+    pieces = [p for p in pieces if not (len(emitter.shape(p)) == 1 and emitter.shape(p)[0] == 0)]
+    if _joins_blocks(emitter, pieces, axis):
+        extents = [emitter.shape(p)[1] // emitter.lanes for p in pieces]
+        inside = layout.blocked_shape(shape, emitter.lanes)
+        joined = _join(emitter, node, [emitter.blocked(p) for p in pieces], extents, 1, inside)
+        return Value(shape, dtype, blocked=joined)
+    plain = [emitter.plain(p) for p in pieces]
+    return _join(emitter, node, plain, [emitter.shape(p)[axis] for p in pieces], axis, shape)
+
+
+def _joins_blocks(emitter: Emitter, pieces: Sequence[fx.Node], axis: int) -> bool:
+    if axis != 1 or not all(layout.can_block(emitter.shape(p)) for p in pieces):
+        return False
+    whole = all(emitter.shape(p)[1] % emitter.lanes == 0 for p in pieces)  # type: ignore[operator]
+    return whole and any(emitter.value(p).only_blocked for p in pieces)
+
+
+def _join(
+    emitter: Emitter, node: fx.Node, pieces: Sequence[Any], extents: Sequence[Size], axis: int, shape: Sequence[Size]
+) -> Any:
+    dtype = emitter.dtype(node)
+
+    def compute(*tensors: Any, extents: Sequence[Size], shape: Sequence[Size]) -> Any:
+        def element(*index: Any) -> Any:
+            starts = [0]
+            for extent in extents:
+                starts.append(starts[-1] + extent)
+
+            def piece(k: int) -> Any:
+                inside = [i - starts[k] if d == axis else i for d, i in enumerate(index)]
+                value = tensors[k](*inside)
+                return value if str(tensors[k].dtype) == dtype else tirx.Cast(dtype, value)
+
+            result = piece(len(tensors) - 1)
+            for k in reversed(range(len(tensors) - 1)):
+                result = tirx.if_then_else(index[axis] < starts[k + 1], piece(k), result)
+            return result
+
+        return te.compute(shape, element, name="join")
+
+    return emitter.te(node, compute, *pieces, extents=list(extents), shape=shape)
+
+
+@emits("aten.stack")
+def _stack(emitter: Emitter, node: fx.Node) -> Any:
+    pieces, axis = emitter.arguments(node).values()
+    shape = emitter.shape(node)
+    axis %= len(shape)
+    unit = (*shape[:axis], 1, *shape[axis + 1 :])
+    return _join(emitter, node, [emitter.reshape(emitter.plain(p), unit) for p in pieces], [1] * len(pieces), axis, shape)
+
+
+# Repeats
+
+
+@emits("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
+def _expand(emitter: Emitter, node: fx.Node) -> Any:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    have, shape = emitter.shape(x), emitter.shape(node)
+    if len(have) == len(shape) and all(map(same, have, shape)):
+        return emitter.plain(x)
+
+    def source(index: Index) -> Index:
+        last = index[len(index) - len(have) :]
+        return [0 if isinstance(size, int) and size == 1 else i for size, i in zip(have, last, strict=True)]
+
+    return gather(emitter, node, x, source)
+
+
+@emits("aten.repeat", "aten.tile")
+def _repeat(emitter: Emitter, node: fx.Node) -> Any:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    have = emitter.shape(x)
+    return gather(
+        emitter, node, x, lambda i, *sizes: [a % s for a, s in zip(i[len(i) - len(sizes) :], sizes, strict=True)], *have
+    )
+
+
+@emits("aten.repeat_interleave.self_int")
+def _repeat_interleave(emitter: Emitter, node: fx.Node) -> Any:
+    arguments = emitter.arguments(node)
+    x, repeats, axis = arguments["self"], arguments["repeats"], arguments["dim"]
+    shape = emitter.shape(node)
+    if axis is None:
+        flat = emitter.reshape(emitter.plain(x), [product(emitter.shape(x))])
+
+        def compute(x: Any, repeats: Any, shape: Sequence[Size]) -> Any:
+            return te.compute(shape, lambda i: x(i // repeats), name="repeat")
+
+        return emitter.te(node, compute, flat, repeats, shape=shape)
+    axis %= len(shape)
+    return gather(
+        emitter, node, x, lambda i, r: [a // r if d == axis else a for d, a in enumerate(i)], repeats
+    )
+
+
+# Padding
+
+
+@emits("aten.pad")
+def _pad(emitter: Emitter, node: fx.Node) -> Any:
+    x, amounts, mode, value = emitter.arguments(node).values()
+    return _pad_as(emitter, node, x, amounts, mode, value or 0)
+
+
+@emits("aten.constant_pad_nd")
+def _pad_constant(emitter: Emitter, node: fx.Node) -> Any:
+    x, amounts, value = emitter.arguments(node).values()
+    return _pad_as(emitter, node, x, amounts, "constant", value)
+
+
+@emits(
+    "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d", "aten.replication_pad1d",
+    "aten.replication_pad2d", "aten.replication_pad3d",
+)  # fmt: skip
+def _pad_edge(emitter: Emitter, node: fx.Node) -> Any:
+    x, amounts = emitter.arguments(node).values()
+    return _pad_as(emitter, node, x, amounts, "reflect" if "reflection" in str(node.target) else "replicate", 0)
+
+
+def _pad_as(emitter: Emitter, node: fx.Node, x: fx.Node, amounts: Sequence[Any], mode: str, value: Any) -> Any:
+    have, (shape, dtype) = emitter.shape(x), emitter.result(node)
+    rank = len(shape)
+    before = [0] * rank
+    for k in range(len(amounts) // 2):
+        before[rank - 1 - k] = amounts[2 * k]
+    padded = [d for d in range(rank) if not (same(have[d], shape[d]) and isinstance(before[d], int) and before[d] == 0)]
+
+    def compute(x: Any, before: Sequence[Any], have: Sequence[Size], shape: Sequence[Size]) -> Any:
+        def element(*index: Any) -> Any:
+            inside = [index[d] - before[d] for d in range(rank)]
+            if mode == "constant":
+                bounds = [tirx.And(inside[d] >= 0, inside[d] < have[d]) for d in padded]
+                within = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
+                return tirx.if_then_else(within, x(*inside), tirx.const(value, dtype))
+            for d in padded:
+                inside[d] = _edge(inside[d], have[d], mode)
+            return x(*inside)
+
+        return te.compute(shape, element, name="pad")
+
+    return emitter.te(node, compute, emitter.plain(x), before, have, shape=shape)
+
+
+def _edge(position: Any, size: Any, mode: str) -> Any:
+    """Where to read for a position that may lie outside of [0, size)."""
+    if mode == "circular":
+        return tirx.floormod(position, size)
+    if mode == "reflect":
+        position = tirx.Max(position, 0 - position)
+        return tirx.Min(position, 2 * (size - 1) - position)
+    return tirx.Min(tirx.Max(position, tirx.const(0, "int64")), size - 1)
+
+
+@emits("aten.tril", "aten.triu")
+def _triangle(emitter: Emitter, node: fx.Node) -> Any:
+    x, diagonal = emitter.arguments(node).values()
+    shape, dtype = emitter.result(node)
+    lower = "tril" in str(node.target)
+
+    def compute(x: Any, shape: Sequence[Size]) -> Any:
+        def element(*index: Any) -> Any:
+            row, column = index[-2:]
+            kept = column - row <= diagonal if lower else column - row >= diagonal
+            return tirx.Select(kept, x(*index), tirx.const(0, dtype))
+
+        return te.compute(shape, element, name="triangle")
+
+    return emitter.te(node, compute, emitter.plain(x), shape=shape)

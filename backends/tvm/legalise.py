@@ -1,0 +1,141 @@
+"""Bring a graph to the operators that have emitters: fold what is constant, decompose what is composite.
+
+A call without an emitter is traced through torch's own decompositions, under the program's FakeTensor mode, and replaced
+by what it decomposes into; a call all of whose tensors are weights is computed now.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from shave.backends.tvm.emit.registry import emitter_of
+from shave.ir.ops import Trait, has_trait, op_name
+from shave.ir.program import Program
+from shave.ir.rewrite import Rewriter, fake_mode, is_impure
+from shave.ir.shapes import hints
+
+_GROWTH = 4
+"""A folded value may be this many times larger than what it is computed from (an expanded weight is not stored)."""
+_ROUNDS = 8
+
+
+def legalise(program: Program) -> Program:
+    """Clone a program and rewrite the clone; calls that nothing can be done about stay as they are."""
+    program = program.clone()
+    with program.rewrite("legalise") as rewriter:
+        _drop_checks(program, rewriter)
+        for _ in range(_ROUNDS):
+            _fold(program, rewriter)
+            if not _decompose(program, rewriter):
+                break
+            rewriter.sweep()
+        _fold(program, rewriter)
+    return program
+
+
+def _drop_checks(program: Program, rewriter: Rewriter) -> None:
+    """Drop calls that only assert: the signature is checked before each call."""
+    for node in reversed(program.calls):
+        if is_impure(node) and not node.users:
+            rewriter.erase(node)
+
+
+# Folding
+
+
+def _fold(program: Program, rewriter: Rewriter) -> None:
+    for node in program.calls:
+        if not _is_foldable(node):
+            continue
+        with torch.no_grad():
+            args, kwargs = fx.map_arg((node.args, node.kwargs), program.weight)
+            value = cast(Callable[..., Any], node.target)(*args, **kwargs)
+        if isinstance(value, torch.Tensor):
+            source = next((str(n.target) for n in node.all_input_nodes), node.name)
+            name = f"{source}.{op_name(node).split('.')[-1]}"
+            rewriter.replace(node, rewriter.weight(name, value.contiguous(), sources=[node]))
+
+
+def _is_foldable(node: fx.Node) -> bool:
+    """Whether a call has one tensor as result and weights, numbers and nothing else as arguments."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or node.target is operator.getitem or not node.users:
+        return False
+    if has_trait(node, Trait.RANDOM) or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    inputs = node.all_input_nodes
+    if any(n.op != "get_attr" or not isinstance(n.meta.get("val"), torch.Tensor) for n in inputs):
+        return False
+    if any(isinstance(size, torch.SymInt) for size in value.shape):
+        return False
+    read = sum(n.meta["val"].numel() * n.meta["val"].element_size() for n in inputs)
+    made = torch.Size(hints(value.shape)).numel() * value.element_size()
+    return made <= max(_GROWTH * read, 4096)
+
+
+# Decomposition
+
+
+def _decompose(program: Program, rewriter: Rewriter) -> bool:
+    """Replace each call without an emitter by its decomposition, one level of torch's table; False if none was."""
+    table = {
+        overload: decomposition
+        for overload, decomposition in core_aten_decompositions().items()
+        if emitter_of(_Named(overload)) is None  # type: ignore[arg-type]
+    }
+    changed = False
+    for node in program.calls:
+        if emitter_of(node) is not None or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _is_size(node):
+            continue
+        changed |= _expand(program, rewriter, node, table)
+    return changed
+
+
+class _Named:
+    """Lets an overload be looked up as a call of it would be."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+
+def _expand(program: Program, rewriter: Rewriter, node: fx.Node, table: dict[Any, Any]) -> bool:
+    inputs = node.all_input_nodes
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given[n])
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+    try:
+        with fake_mode(program), torch.no_grad():
+            traced = make_fx(call, decomposition_table=table, tracing_mode="real")(*[n.meta["val"] for n in inputs])
+    except Exception:
+        return False
+    calls = [n for n in traced.graph.nodes if n.op == "call_function"]
+    if any(n.op == "get_attr" for n in traced.graph.nodes) or [n.target for n in calls] == [node.target]:
+        return False
+    made: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    for inner in calls:
+        args, kwargs = fx.map_arg((inner.args, inner.kwargs), lambda n: made[n])
+        made[inner] = rewriter.call(inner.target, args, kwargs, before=node, sources=[node])
+    results = fx.map_arg(traced.graph.output_node().args[0], lambda n: made[n])
+    if isinstance(results, (tuple, list)):
+        for item in list(node.users):
+            if item.target is operator.getitem:
+                rewriter.replace(item, results[cast(int, item.args[1])])
+    else:
+        rewriter.replace(node, results)
+    return True
+
+
+def _is_size(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))

@@ -1,0 +1,174 @@
+"""Regions: which nodes become one kernel call.
+
+A region starts at an *anchor* (a convolution or a matrix product) and swallows the chain of nodes behind it that the
+kernel's epilogue can compute while the result is in registers: bias, residual add, activation. Only a chain is
+swallowed: each inner value has one reader, so nothing is computed twice and nothing else misses a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from shave.backends.tvm.kernels.epilogue import Activation, Epilogue, Residual, Step
+from shave.ir.ops import argument, op_name
+
+
+@dataclass(frozen=True)
+class Region:
+    """An anchor and what its kernel computes besides.
+
+    Attributes:
+        nodes: The anchor first, the node whose value the kernel stores last.
+        steps: Epilogue steps after the anchor's own bias, in order.
+        residuals: The tensor that each :class:`Residual` step adds, in order.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    steps: tuple[Step, ...] = ()
+    residuals: tuple[fx.Node, ...] = ()
+
+    def epilogue(self, first: tuple[Step, ...] = ()) -> Epilogue:
+        """The whole epilogue, ``first`` (the anchor's bias) ahead."""
+        return Epilogue((*first, *self.steps))
+
+
+def find_regions(graph: fx.Graph, is_anchor: Callable[[fx.Node], bool]) -> dict[fx.Node, Region]:
+    """Grow a region from every anchor, in the order of the graph; each node belongs to one region at most.
+
+    Args:
+        graph: Every node carries its FakeTensor.
+        is_anchor: Whether a kernel with an epilogue computes this call.
+
+    Returns:
+        The region of each anchor.
+    """
+    taken: set[fx.Node] = set()
+    regions = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and is_anchor(node):
+            region = _grow(node, taken)
+            taken.update(region.nodes)
+            regions[node] = region
+    return regions
+
+
+def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
+    nodes = [anchor]
+    steps: list[Step] = []
+    residuals: list[fx.Node] = []
+    while True:
+        last = nodes[-1]
+        if (gate := _gated(last)) is not None and not taken & set(gate[0]):
+            nodes += gate[0]
+            steps.append(gate[1])
+            continue
+        reader = _only_reader(last)
+        if reader is None or reader in taken:
+            break
+        activation = activation_of(reader, last)
+        other = _added(reader, last)
+        if activation is not None:
+            steps.append(activation)
+        elif other is not None and not residuals:
+            # The kernel runs where the last node stood, so the other operand is there by then.
+            steps.append(Residual())
+            residuals.append(other)
+        else:
+            break
+        nodes.append(reader)
+    return Region(tuple(nodes), tuple(steps), tuple(residuals))
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 and readers[0].op == "call_function" else None
+
+
+def _added(reader: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The other operand, where ``reader`` adds a tensor of the same shape and dtype to ``value``."""
+    if op_name(reader) != "aten.add" or argument(reader, "alpha") != 1:
+        return None
+    operands = [a for a in (argument(reader, "self"), argument(reader, "other")) if isinstance(a, fx.Node)]
+    if len(operands) != 2 or operands[0] is operands[1] or value not in operands:
+        return None
+    other = operands[1] if operands[0] is value else operands[0]
+    mine, its = value.meta["val"], other.meta.get("val")
+    if not isinstance(its, torch.Tensor) or its.dtype != mine.dtype or len(its.shape) != len(mine.shape):
+        return None
+    return other if all(str(a) == str(b) for a, b in zip(its.shape, mine.shape, strict=True)) else None
+
+
+def _gated(value: fx.Node) -> tuple[list[fx.Node], Step] | None:
+    """``x * sigmoid(x)`` and ``x * hardsigmoid(x)`` written out: the nodes and the activation they are."""
+    gates = {"aten.sigmoid": "silu", "aten.hardsigmoid": "hardswish"}
+    readers = list(value.users)
+    if len(readers) != 2 or any(r.op != "call_function" for r in readers):
+        return None
+    for gate, product in (readers, readers[::-1]):
+        kind = gates.get(op_name(gate))
+        if kind and list(gate.users) == [product] and op_name(product) == "aten.mul":
+            if set(product.args) == {value, gate}:
+                return [gate, product], Activation(kind)
+    return None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _clip(node: fx.Node, low: str, high: str) -> Activation | None:
+    bounds = [_number(argument(node, low)), _number(argument(node, high))]
+    if bounds[0] == 0 and argument(node, high) is None:
+        return Activation("relu")
+    return None if None in bounds else Activation("clip", (bounds[0], bounds[1]))  # type: ignore[arg-type]
+
+
+def _elu(node: fx.Node) -> Activation | None:
+    alpha = _number(argument(node, "alpha"))
+    plain = argument(node, "scale") == 1 and argument(node, "input_scale") == 1
+    return Activation("elu", (alpha,)) if plain and alpha is not None else None
+
+
+def _leaky_relu(node: fx.Node) -> Activation | None:
+    slope = _number(argument(node, "negative_slope"))
+    return None if slope is None else Activation("leaky_relu", (slope,))
+
+
+def _softplus(node: fx.Node) -> Activation | None:
+    return Activation("softplus") if argument(node, "beta") == 1 and argument(node, "threshold") >= 15 else None
+
+
+_ACTIVATIONS: dict[str, Callable[[fx.Node], Activation | None]] = {
+    "aten.relu": lambda _: Activation("relu"),
+    "aten.relu6": lambda _: Activation("clip", (0.0, 6.0)),
+    "aten.hardtanh": lambda n: _clip(n, "min_val", "max_val"),
+    "aten.clamp": lambda n: _clip(n, "min", "max"),
+    "aten.clamp_min": lambda n: Activation("relu") if argument(n, "min") == 0 else None,
+    "aten.leaky_relu": _leaky_relu,
+    "aten.hardsigmoid": lambda _: Activation("hardsigmoid", (1 / 6, 0.5)),
+    "aten.hardswish": lambda _: Activation("hardswish"),
+    "aten.sigmoid": lambda _: Activation("sigmoid"),
+    "aten.tanh": lambda _: Activation("tanh"),
+    "aten.silu": lambda _: Activation("silu"),
+    "aten.gelu": lambda n: Activation("gelu_tanh" if argument(n, "approximate") == "tanh" else "gelu"),
+    "aten.elu": _elu,
+    "aten.softplus": _softplus,
+    "aten.mish": lambda _: Activation("mish"),
+}
+
+
+def activation_of(node: fx.Node, value: fx.Node) -> Activation | None:
+    """The epilogue step that a call is, applied to ``value``; None if it is none."""
+    find = _ACTIVATIONS.get(op_name(node))
+    return find(node) if find is not None and node.args and node.args[0] is value else None
+
+
+def swallowed(regions: dict[fx.Node, Region]) -> Iterator[fx.Node]:
+    """All nodes whose values are never stored."""
+    for region in regions.values():
+        yield from region.nodes[:-1]
