@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import tvm_ffi
@@ -21,6 +22,7 @@ from shave.backends.tvm.schedule.stage import (
     Var,
     analyzer,
     constant,
+    fold_conditions,
     is_branch,
     loads,
     rewrite_loads,
@@ -29,6 +31,10 @@ from shave.backends.tvm.schedule.stage import (
     work,
 )
 
+FEW_WRAPS = 2
+"""Steps of a quotient that are worth a loop of their own on either side."""
+LONGEST_WRAP = 1 << 14
+"""Axes up to this length are searched for wrap-arounds."""
 COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 REDUCERS = (tirx.Add, tirx.Mul, tirx.Max, tirx.Min)
 
@@ -135,17 +141,46 @@ def conditions_on(stage: Stage, axis: Axis) -> list[tuple[Expr, bool]]:
 
 
 def breakpoints(stage: Stage, axis: Axis) -> list[int] | None:
-    """Places along ``axis`` where a condition changes; ``None`` where a branch depends on more than this axis.
+    """Places along ``axis`` where a condition or a wrap-around changes; ``None`` where a branch depends on more.
 
-    Between two of them a pad, a slice or a concatenation is a plain copy.
+    Between two of them a pad, a slice, a roll or a concatenation is a plain copy.
     """
-    places: set[int] = set()
+    places: set[int] = set(_wraps(stage, axis))
     for condition, branches in conditions_on(stage, axis):
         changes = _changes(condition, stage, axis)
         if changes is None and branches:
             return None
         places.update(changes or ())
     return sorted(places) if len(places) <= 16 else None
+
+
+def _wraps(stage: Stage, axis: Axis) -> list[int]:
+    """Places where a quotient along ``axis`` alone steps, if it does so only a few times."""
+    found: list[int] = []
+    known = tvm.sym.Analyzer()
+    others = [a.var for a in stage.axes if a.var is not axis.var]
+
+    def visit(node: Any) -> None:
+        if (
+            axis.size is None
+            or axis.size > LONGEST_WRAP
+            or not uses(node.a, [axis.var])
+            or uses(node.a, others)
+            or loads(node.a)
+        ):
+            return
+        start = known.simplify(substitute(node.a, {axis.var: constant(0, axis.extent)}))
+        step = linear_stride(node.a, axis, known)
+        if step is None or not isinstance(start, IntImm) or not isinstance(node.b, IntImm):
+            return
+        quotients = [(int(start) + step * place) // int(node.b) for place in range(axis.size)]
+        steps = [place for place in range(1, axis.size) if quotients[place] != quotients[place - 1]]
+        if len(steps) <= FEW_WRAPS:
+            found.extend(steps)
+
+    for value in stage.values:
+        tvm_ffi.structural_walk(value, [((tirx.FloorDiv, tirx.FloorMod), visit)])
+    return found
 
 
 def _changes(condition: Expr, stage: Stage, axis: Axis) -> list[int] | None:
@@ -202,13 +237,9 @@ class VectorAxis:
 def best_axis(stage: Stage, axes: Sequence[Axis], target: Target) -> VectorAxis | None:
     """The axis of ``axes`` along which the stage is cheapest as vectors; ``None`` where scalars are no dearer."""
     native = max(1, target.vector_bytes // element_bytes(stage))
-    known = analyzer(stage.axes)
-    accesses = [(load.source, load.indices) for load in loads(*stage.values)]
-    accesses += [(s.buffer, s.indices) for s in stage.stores]
-    positions = [offset(buffer, indices) for buffer, indices in accesses]
     arithmetic = max(1, work(*stage.values)) / 4
     combinable = all(reduction(stage, s) is not None for s in stage.stores)
-    scalar = arithmetic + len(positions)
+    scalar = arithmetic + len(loads(*stage.values)) + len(stage.stores)
     best = None
     for axis in axes:
         if (axis.reduces and not combinable) or any(uses(a.extent, [axis.var]) for a in stage.axes):
@@ -219,12 +250,13 @@ def best_axis(stage: Stage, axes: Sequence[Axis], target: Target) -> VectorAxis 
         lanes = min(native, size)
         if lanes < 2:
             continue
-        strides = [stride(p, axis, native, known) for p in positions]
+        places = breakpoints(stage, axis)
+        strides = _strides(stage, axis, places or [], native)
         # Scattering a vector is dearer than gathering one.
         gather = [0.75] * (len(strides) - len(stage.stores)) + [1.0] * len(stage.stores)
         memory = sum(1.0 if s in (0, 1) else dear * lanes for s, dear in zip(strides, gather, strict=True))
         per_vector = arithmetic + memory
-        if breakpoints(stage, axis) is None:
+        if places is None:
             per_vector = scalar * lanes * 1.1
         chunks = math.ceil(size / native)
         cost = per_vector * chunks / size
@@ -235,6 +267,19 @@ def best_axis(stage: Stage, axes: Sequence[Axis], target: Target) -> VectorAxis 
         if cost < scalar and (best is None or cost < best.cost * 0.99):
             best = VectorAxis(axis, native, cost, strided)
     return best
+
+
+def _strides(stage: Stage, axis: Axis, places: Sequence[int], lanes: int) -> list[int | None]:
+    """Stride of each load and then each store along ``axis``, in the longest stretch between breakpoints."""
+    known = analyzer(stage.axes)
+    if places and axis.size is not None:
+        low, high = max(pairwise([0, *places, axis.size]), key=lambda ends: ends[1] - ends[0])
+        known = analyzer([a for a in stage.axes if a is not axis])
+        known.bind(axis.var, tvm.ir.Range(constant(low, axis.extent), constant(high, axis.extent)))
+        stage = stage.map(lambda e: fold_conditions(e, known))
+    accesses = [(load.source, load.indices) for load in loads(*stage.values)]
+    accesses += [(s.buffer, s.indices) for s in stage.stores]
+    return [stride(offset(buffer, indices), axis, lanes, known) for buffer, indices in accesses]
 
 
 def duration(stage: Stage, choice: VectorAxis | None) -> float:

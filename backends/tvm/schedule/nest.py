@@ -62,6 +62,7 @@ class Nest:
         self.target = target
         self.parallel = parallel
         self.free = [a for a in stage.axes if a.var not in fixed]
+        self._chunk: list[Axis] = []  # the loop over vectors that is being written, for the ranges it gives
 
     def write(self) -> Stmt:
         """The loops."""
@@ -83,7 +84,7 @@ class Nest:
     def at(self, values: Mapping[Var, Expr], ranges: Sequence[Axis]) -> Stage:
         """The stage with its axes at ``values``; ``ranges`` bounds the variables in them, so conditions fold."""
         stage = self.stage.substitute({**self.fixed, **values})
-        known = analyzer(ranges)
+        known = analyzer([*ranges, *self._chunk])
         return stage.map(lambda e: fold_conditions(e, known))
 
     def bounded(self, axes: Sequence[Axis], at: Mapping[Var, Expr]) -> list[Axis]:
@@ -101,7 +102,8 @@ class Nest:
                 tirx.Bind(renamed[var], substitute(value, {k: v for k, v in renamed.items() if k is not var}))
             )
         for place, store in enumerate(stage.stores):
-            statements.append(store_to(place, replace(store, value=substitute(store.value, renamed))))
+            rounded, value = name_rounded(substitute(store.value, renamed))
+            statements += [*rounded, store_to(place, replace(store, value=value))]
         return sequence(statements)
 
     def lanes(self, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -139,7 +141,8 @@ class Nest:
         for first, count, lanes in self.segments():
             few = isinstance(count, IntImm) and int(count) < 2 * self.target.cores
 
-            def vectors(chunk: Expr, first: Expr = first, lanes: int = lanes) -> Stmt:
+            def vectors(chunk: Expr, first: Expr = first, count: Expr = count, lanes: int = lanes) -> Stmt:
+                self._chunk = [Axis(chunk, count, False)] if isinstance(chunk, tvm.ir.Var) else []
                 return body(first + chunk * constant(lanes, first), lanes)
 
             statements.append(loop(count, vectors, tirx.ForKind.SERIAL if few else kind, name="chunk"))
@@ -173,6 +176,23 @@ class Map(Nest):
             return self.assign(stage, lambda _, s: tirx.BufferStore(s.buffer, s.value, list(s.indices)))
 
         return self.lanes(lanes, one)
+
+
+def name_rounded(value: Expr) -> tuple[list[Stmt], Expr]:
+    """Name what is rounded to bfloat16: TVM writes the operand of that cast several times, names in it included."""
+    binds: list[Stmt] = []
+
+    def visit(node: Any, mutator: Any) -> Any:
+        if isinstance(node, tirx.Let) or (isinstance(node, tvm.ir.Call) and is_branch(node)):
+            return node  # a name must not leave the place where its parts are defined
+        node = mutator.default_mutate(node)
+        if isinstance(node, tirx.Cast) and str(node.ty.dtype) == "bfloat16" and work(node.value):
+            name = tirx.Var("rounded", node.value.ty)
+            binds.append(tirx.Bind(name, node.value))
+            return tirx.Cast("bfloat16", name)
+        return node
+
+    return binds, tvm_ffi.structural_mutate(value, [(tvm.ir.Expr, visit)])
 
 
 def hoist(stage: Stage, axis: Axis) -> tuple[list[tuple[Var, Expr]], Stage]:

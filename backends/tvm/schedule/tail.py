@@ -25,6 +25,7 @@ from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, PrimFunc, tirx, tvm
 from shave.backends.tvm.schedule.access import VectorAxis, best_axis, duration, flatten
 from shave.backends.tvm.schedule.forms import nest
+from shave.backends.tvm.schedule.guards import pad_windows
 from shave.backends.tvm.schedule.inline import inline
 from shave.backends.tvm.schedule.intrinsics import expand_intrinsics
 from shave.backends.tvm.schedule.loops import nested, sequence, shared_by_threads
@@ -79,12 +80,13 @@ def explain_tail(mod: tvm.IRModule) -> dict[str, str]:
 
 
 def schedule_function(function: PrimFunc, target: Target) -> PrimFunc:
-    """Schedule one PrimFunc; if its loops are of a form unknown here, at least share the outermost ones."""
+    """Schedule one PrimFunc; if that fails, at least share its outermost loops, and say why in its rule."""
     try:
         body, rule = _rewrite(function, target)
         function = function.with_body(body)
-    except Unsupported:
+    except Exception as reason:  # a compiler must not fail where it could only have made code faster
         function, rule = _outermost_parallel(function)
+        rule = f"{rule}: {reason}"
     return expand_intrinsics(function).with_attrs({SCHEDULED: True, RULE: rule})
 
 
@@ -95,7 +97,8 @@ def _rewrite(function: PrimFunc, target: Target) -> tuple[Stmt, str]:
     body = root.block.body
     intermediate = set(root.block.alloc_buffers)
     stages = [read_stage(s) for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
-    stages = inline(stages, intermediate)
+    stages, copies = pad_windows(inline(stages, intermediate))
+    intermediate.update(copies)
     groups = group(stages, target)
     statements: list[Stmt] = []
     rules: list[str] = []
@@ -276,12 +279,19 @@ def _outermost_parallel(function: PrimFunc) -> tuple[PrimFunc, str]:
     parallel = False
     for block in schedule.get_child_blocks(schedule.get_sblock("root")) if _has_blocks(function) else []:
         loops = schedule.get_loops(block)
+        outermost = next((loop for loop in loops if not _is_one(schedule.get(loop).extent)), None)
+        if outermost is None:
+            continue
         try:
-            schedule.parallel(loops[0])
+            schedule.parallel(outermost)
             parallel = True
-        except (IndexError, tvm.s_tir.ScheduleError):
+        except tvm.s_tir.ScheduleError:
             continue
     return schedule.mod["main"], "parallel opaque" if parallel else "opaque"
+
+
+def _is_one(extent: Expr) -> bool:
+    return isinstance(extent, IntImm) and int(extent) == 1
 
 
 def _has_blocks(function: PrimFunc) -> bool:
