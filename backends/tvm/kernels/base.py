@@ -25,6 +25,7 @@ import numpy.typing as npt
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, PrimFunc, T, tirx
 from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.vector_math import local_array
 
 Dimension = int | None
 """An extent known at compile time, or None: given by the tensors of each call."""
@@ -136,14 +137,14 @@ def span(start: int | Expr, width: int) -> Expr | int:
 def bind(*values: int | Expr) -> list[int | Expr]:
     """Give names to expressions that many statements will use; numbers stay numbers.
 
-    The names are variables in memory (for LLVM: registers). TVM's passes put the value of a ``let`` back wherever its
-    name is used, which made compiling several times slower and for chains of names exponential.
+    The names are variables on the stack (for LLVM: registers). TVM's passes put the value of a ``let`` back wherever
+    its name is used, which makes compiling several times slower, and exponential for chains of names.
     """
 
     def variable(value: Expr) -> Expr:
-        buffer = T.alloc_buffer((1,), str(value.ty.dtype), scope="local", layout=None)
-        T.buffer_store(buffer, value, [0])
-        return buffer[0]
+        array = local_array(1, str(value.ty.dtype))
+        T.buffer_store(array, value, [0])
+        return array[0]
 
     return [value if isinstance(value, int) else variable(value) for value in values]
 

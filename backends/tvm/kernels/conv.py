@@ -108,8 +108,14 @@ def _cost(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     blocks = _blocks(shape, target.lanes)
     *outer, inner = _merged(shape, schedule).out_spatial
     channels = even_runs(blocks.output_blocks, schedule.vectors)
+    weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * shape.in_channels // blocks.groups
+
+    def slow_loads(pixels: int, vectors: int) -> int:
+        # A plain input gives one channel per row of the image, so its loops are short; weights may only fit level 2.
+        return pixels * shape.plain_input + vectors * (weights > target.l1_bytes // 2)
+
     row = sum(
-        int(p.count) * int(c.count) * cycles_per_step(p.size, c.size)
+        int(p.count) * int(c.count) * cycles_per_step(p.size, c.size, slow_loads(p.size, c.size))
         for p in even_runs(inner, schedule.pixels)
         for c in channels
     )

@@ -34,7 +34,7 @@ from shave.backends.tvm.kernels.base import (
 )
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
-from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile
+from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile, most_rows
 
 UNROLLED_TAPS = 7
 
@@ -58,7 +58,7 @@ def applies(shape: ConvShape) -> bool:
 def candidates(shape: ConvShape, target: Target) -> list[DepthwiseSchedule]:
     """Tile sizes that leave registers for one row of taps and the loaded vectors, best first."""
     taps = min(shape.kernel[-1], UNROLLED_TAPS)
-    largest = max(1, target.vector_registers - taps - 2)
+    largest = max(1, min(most_rows(target), target.vector_registers - taps - 2))
     width = shape.out_spatial[-1]
 
     def cost(pixels: int) -> float:

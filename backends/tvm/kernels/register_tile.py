@@ -7,7 +7,7 @@ tile is a local array that is only indexed with constants, which LLVM turns into
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T
 from shave.backends.tvm.kernels.base import loop, span, unrolled
 from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, local_array
 
 FMA_PER_CYCLE = 2
 FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
-CYCLES_PER_STEP = 1.0
+CYCLES_PER_SLOW_LOAD = 0.6
+CYCLES_PER_STEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,22 @@ StoreResult = Callable[["int | Expr", Part, Expr], None]
 
 def fits(rows: int, vectors: int, target: Target) -> bool:
     """Whether the accumulators, one step's weights and one broadcast fit the vector registers."""
-    return rows * vectors + vectors + 1 <= target.vector_registers
+    return rows <= most_rows(target) and rows * vectors + vectors + 1 <= target.vector_registers
 
 
-def cycles_per_step(rows: int, vectors: int) -> float:
-    """Estimated cycles of one step: the slowest of FMA units, load units and the chain through an accumulator."""
-    return CYCLES_PER_STEP + max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
+def most_rows(target: Target) -> int:
+    """Most rows of a tile of which one column of vectors still is a local array on the stack."""
+    return (STACK_ARRAY_BYTES - 1) // target.vector_bytes
+
+
+def cycles_per_step(rows: int, vectors: int, slow_loads: int = 0) -> float:
+    """Estimated cycles of one step of the reduction.
+
+    The slowest of FMA units, load units and the chain through an accumulator, and a stall for each load that is not
+    served by the level 1 cache at full speed (fitted to measurements on an AVX-512 core).
+    """
+    busy = max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
+    return CYCLES_PER_STEP + busy + slow_loads * CYCLES_PER_SLOW_LOAD
 
 
 def power_of_two_parts(width: int) -> list[tuple[int, int]]:
@@ -70,24 +82,26 @@ class RegisterTile:
         self.rows = rows
         self.vectors = vectors
         self.lanes = lanes
-        self._accumulators = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="local", layout=None)
-        with unrolled(0, rows * vectors) as i:
-            T.buffer_store(self._accumulators, T.broadcast(T.float32(0), lanes), [span(i * lanes, lanes)])
+        # One array for each vector of the tile: a single one would be too large for the stack.
+        self._accumulators = [local_array(rows * lanes, "float32") for _ in range(vectors)]
+        with unrolled(0, rows) as row:
+            for accumulators in self._accumulators:
+                T.buffer_store(accumulators, T.broadcast(T.float32(0), lanes), [span(row * lanes, lanes)])
 
-    def multiply_add(
-        self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int | Expr], Expr]
-    ) -> None:
+    def multiply_add(self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
         """Add scalar(row) * weight(vector) to the accumulators of some consecutive rows."""
-        with unrolled(rows.start, rows.stop) as row, unrolled(0, self.vectors) as v:
-            index = span((row * self.vectors + v) * self.lanes, self.lanes)
-            product = T.broadcast(scalar(row), self.lanes) * weight(v)
-            T.buffer_store(self._accumulators, self._accumulators[index] + product, [index])
+        with unrolled(rows.start, rows.stop) as row:
+            for v, accumulators in enumerate(self._accumulators):
+                index = span(row * self.lanes, self.lanes)
+                product = T.broadcast(scalar(row), self.lanes) * weight(v)
+                T.buffer_store(accumulators, accumulators[index] + product, [index])
 
     def multiply_add_vectors(self, rows: range, value: Callable[[int | Expr], Expr], weight: Expr) -> None:
         """Add value(row) * weight, both vectors, to the accumulators of some consecutive rows of one vector each."""
         with unrolled(rows.start, rows.stop) as row:
             index = span(row * self.lanes, self.lanes)
-            T.buffer_store(self._accumulators, self._accumulators[index] + value(row) * weight, [index])
+            (accumulators,) = self._accumulators
+            T.buffer_store(accumulators, accumulators[index] + value(row) * weight, [index])
 
     def finish(
         self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None
@@ -113,27 +127,29 @@ class RegisterTile:
                         self._finish_part(self._accumulators, row, part, epilogue, load, store)
                 return
         # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
-        staged = T.alloc_buffer((self.rows * self.vectors * self.lanes,), "float32", scope="local", layout=None)
-        with unrolled(0, self.rows * self.vectors) as i:
-            index = span(i * self.lanes, self.lanes)
-            T.buffer_store(staged, self._accumulators[index], [index])
+        staged = [local_array(self.rows * self.lanes, "float32") for _ in range(self.vectors)]
+        with unrolled(0, self.rows) as row:
+            for source, target in zip(self._accumulators, staged, strict=True):
+                index = span(row * self.lanes, self.lanes)
+                T.buffer_store(target, source[index], [index])
         with loop(self.rows) as row:
             if isinstance(columns, int):
                 for part in parts:
                     self._finish_part(staged, row, part, epilogue, load, store)
             else:
-                with T.serial(0, columns) as column:
-                    self._finish_part(staged, row, Part(0, column, 1), epilogue, load, store)
+                for v in range(self.vectors):
+                    existing = T.max(0, T.min(self.lanes, columns - v * self.lanes))
+                    with T.serial(0, existing) as lane:
+                        self._finish_part(staged, row, Part(v, lane, 1), epilogue, load, store)
 
     def _finish_part(
         self,
-        source: Any,
+        source: Sequence[Any],
         row: int | Expr,
         part: Part,
         epilogue: Epilogue,
         load: LoadOperand,
         store: StoreResult,
     ) -> None:
-        position = (row * self.vectors + part.vector) * self.lanes + part.first
-        value = source[span(position, part.width)]
+        value = source[part.vector][span(row * self.lanes + part.first, part.width)]
         store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))

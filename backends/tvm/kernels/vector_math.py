@@ -23,9 +23,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from shave.backends.tvm.adapter import Expr, T, tirx
+
+STACK_ARRAY_BYTES = 1024
+
+
+def local_array(elements: int, dtype: str) -> Any:
+    """Declare an array on the stack of the function being built, which LLVM turns into registers.
+
+    TVM puts an array on the stack if its scope is ``global`` and its size below ``STACK_ARRAY_BYTES``; any other takes
+    memory from a pool at run time, with two calls for each array and iteration.
+    """
+    assert elements * np.dtype(dtype).itemsize < STACK_ARRAY_BYTES, f"{elements} x {dtype} is too much for the stack"
+    return T.alloc_buffer((elements,), dtype, layout=None)
 
 
 class Bindings:
@@ -61,7 +75,7 @@ class Locals(Bindings):
         """Store ``value`` and return what reads it."""
         width = lanes(value)
         element = str(value.ty.dtype).partition("x")[0]
-        buffer = T.alloc_buffer((width,), element, scope="local", layout=None)
+        buffer = local_array(width, element)
         at = T.ramp(0, 1, width) if width > 1 else 0
         T.buffer_store(buffer, value, [at])
         return buffer[at]
