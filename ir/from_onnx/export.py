@@ -133,7 +133,10 @@ def trace(
         fixed = dict.fromkeys(shapes.examples.keys() - attempt.examples.keys(), 1) | specialized(exported, attempt)
         if fixed:
             listed = ", ".join(f"{name} = {size}" for name, size in sorted(fixed.items()))
-            warnings.warn(f"the model works for one size of dynamic dimensions only; fixed: {listed}", stacklevel=3)
+            reason = f" ({failure})" if failure is not None else ""
+            warnings.warn(
+                f"the model works for one size of dynamic dimensions only; fixed: {listed}{reason}", stacklevel=3
+            )
         return exported, symbol_names(exported, attempt)
     assert failure is not None
     raise failure

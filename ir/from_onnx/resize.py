@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from shave.ir.from_onnx.registry import OnnxNode, onnx_op
@@ -147,7 +148,10 @@ def resize(
         wanted = [_scaled(size, factor) for size, factor in zip(own, factors, strict=True)]
     else:
         wanted = _keep_ratio(own, wanted, node.attr("keep_aspect_ratio_policy", "stretch"))
-        factors = [new / old for new, old in zip(wanted, own, strict=True)]
+        # A symbolic size that stays is no change; division would hide that.
+        factors = [
+            1.0 if statically_known_true(new == old) else new / old for new, old in zip(wanted, own, strict=True)
+        ]
     region = None
     if sampling.transform == "tf_crop_and_resize":
         if roi is None:

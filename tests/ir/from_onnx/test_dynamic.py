@@ -125,6 +125,20 @@ def test_convolutions_and_pools_of_any_image_size(tmp_path: Path) -> None:
     _check(model, tmp_path, [(1, 3, 32, 41)], [(2, 3, 33, 41)], dims=["N", "H"])
 
 
+def test_resizing_a_batch_of_any_size_to_sizes_taken_from_its_shape(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "two"], ["front"]),
+        helper.make_node("Concat", ["front", "image"], ["sizes"], axis=0),
+        helper.make_node(
+            "Resize", ["x", "", "", "sizes"], ["y"], mode="linear", coordinate_transformation_mode="align_corners"
+        ),
+    ]
+    constants = {"zero": _ints(0), "two": _ints(2), "image": _ints(7, 11)}
+    model = _model(nodes, {"x": ["N", 3, 4, 5]}, constants)
+    _check(model, tmp_path, [(1, 3, 4, 5)], [(3, 3, 4, 5)], dims=["N"])
+
+
 def test_pooling_of_any_length(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MaxPool", ["x"], ["m"], kernel_shape=[3], strides=[2], pads=[1, 1]),
