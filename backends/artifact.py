@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shave.backends import weights as tensors
-from shave.backends.container import Member, atomic_write, layout, write
+from shave.backends.container import Member, layout, write
 from shave.backends.manifest import Manifest, Platform, made_with
 from shave.backends.target import Target
 from shave.ir.errors import ArtifactError
+from shave.ir.files import atomic_write
 from shave.ir.signature import Signature
 
 MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "library.so", "weights.safetensors"
@@ -50,7 +51,7 @@ class Contents:
         """Write the same bytes to another file, whole or not at all.
 
         Raises:
-            ArtifactError: The file cannot be written.
+            WriteError: The file cannot be written.
         """
         with atomic_write(path) as stream:
             stream.write(self.file)

@@ -8,19 +8,12 @@ shared by both sides. Offsets and sizes use the zip64 form always (APPNOTE.TXT 6
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import secrets
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
-
-from shave.ir.errors import ArtifactError
 
 ALIGNMENT = 64
 """Bytes; what TVM's kernels require of every tensor."""
@@ -106,28 +99,3 @@ def write(stream: BinaryIO, members: Sequence[tuple[Member, Iterable[bytes | mem
         for chunk in chunks:
             stream.write(chunk)
     stream.write(framing[-1][1])
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of ``path`` when the block ends well.
-
-    Until then an existing file stays as it was; if the block fails or is interrupted, no trace is left.
-
-    Raises:
-        ArtifactError: The file cannot be written (no space, no permission, no such folder).
-    """
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,10 @@ class ReadError(ShaveError, ValueError):
     """A model file cannot be read: damaged, unsupported or unsafe."""
 
 
+class WriteError(ShaveError):
+    """A file cannot be written: no space, no permission, no such folder. What stood in its place is unharmed."""
+
+
 class SignatureError(ShaveError, ValueError):
     """An input has the wrong name, shape or dtype, or one is missing."""
 

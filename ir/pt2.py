@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from shave.ir.dtypes import torch_dtype
 from shave.ir.errors import ReadError
-from shave.ir.files import replacing
+from shave.ir.files import atomic_write
 from shave.ir.from_torch import from_exported, quiet_torch
 from shave.ir.program import Program
 from shave.ir.shapes import hints
@@ -33,7 +33,7 @@ def save(program: Program, path: Path) -> None:
         "shapes": [list(spec.shape) for spec in program.signature.inputs],
     }
     exported = to_exported(program)
-    with replacing(path) as temporary, temporary.open("wb") as file, quiet_torch():
+    with atomic_write(path) as file, quiet_torch():
         torch.export.save(exported, file, extra_files={_SIDECAR: json.dumps(names)})
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from shave.cli.console import diagnostics, print_json, results
 from shave.cli.models import load_arrays, open_runner, random_inputs
 from shave.cli.options import AnyModel, Data, Json, Threads
-from shave.ir.files import replacing
+from shave.ir.files import atomic_write
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
     arrays = load_arrays(data, signature) if data else random_inputs(signature)
     outputs = dict(zip([spec.name for spec in signature.outputs], call(arrays), strict=True))
     if output is not None:
-        with replacing(output) as temporary, temporary.open("wb") as stream:
+        with atomic_write(output) as stream:
             np.savez(stream, allow_pickle=False, **outputs)
     if json:
         print_json({name: {"shape": a.shape, "dtype": a.dtype.name, **_summary(a)} for name, a in outputs.items()})

@@ -26,7 +26,7 @@ from shave.backends.container import Member, write
 from shave.backends.runtime import load
 from shave.backends.targets import resolve
 from shave.backends.tvm import vm
-from shave.ir.errors import ArtifactError
+from shave.ir.errors import ArtifactError, WriteError
 from tests.backends import handmade
 
 TINY = {"weights": [("w", np.ones(16, np.float32)), ("b", np.ones(3, np.float32))], "target": resolve("x86-64-v2")}
@@ -325,7 +325,7 @@ def test_failed_save_leaves_the_old_file(
         raise error
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(ArtifactError if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(WriteError if isinstance(error, OSError) else KeyboardInterrupt):
         artifact.save(target)
     assert target.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["handmade.shave", "out.shave"]
