@@ -141,7 +141,7 @@ class Artifact:
         """Write the artifact to a file that :func:`load` takes, whole or not at all.
 
         Raises:
-            ArtifactError: The file cannot be written.
+            WriteError: The file cannot be written.
         """
         self._contents.save(Path(path))
 
