@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ class DropIdentities(Pass):
             for node in program.calls:
                 rule = _RULES.get(op_name(node))
                 if rule is None:
+                    continue
+                if not node.users:
+                    report.skipped(node, "nothing reads it")
                     continue
                 same = rule(node)
                 if isinstance(same, fx.Node):
@@ -121,16 +125,20 @@ def _times_one(node: fx.Node) -> fx.Node | str:
 
 
 def _minus_zero(node: fx.Node) -> fx.Node | str:
-    # x - 0 is x for every x; x + 0 is not, as it turns -0.0 into 0.0, unless the numbers are integers.
+    # x + -0.0 is x for every x; x + 0.0 is not, as it turns -0.0 into 0.0, unless the numbers are integers.
     if not _is_number(node.args[1], 0) or not _keeps_value(node):
         return ""
-    exact = op_name(node) == "aten.sub" or not node.meta["val"].dtype.is_floating_point
+    sign = -1.0 if op_name(node) == "aten.sub" else 1.0
+    addend = sign * float(argument(node, "alpha")) * float(node.args[1])  # type: ignore[arg-type]
+    dtype = node.meta["val"].dtype
+    exact = math.copysign(1, addend) < 0 or not (dtype.is_floating_point or dtype.is_complex)
     return _first(node) if exact else "adding zero turns -0.0 into 0.0"
 
 
 def _idempotent(node: fx.Node) -> fx.Node | str:
     source = _first(node)
-    return source if source.target is node.target else ""
+    # A keyword is a number of decimals, to which large numbers are not rounded the same a second time.
+    return source if source.target is node.target and not node.kwargs else ""
 
 
 def _pooling(node: fx.Node) -> fx.Node | str:
@@ -138,7 +146,10 @@ def _pooling(node: fx.Node) -> fx.Node | str:
     ones = all(size == 1 for size in argument(node, "kernel_size"))
     steps = argument(node, "stride")
     unmoved = (not steps or all(step == 1 for step in steps)) and not any(argument(node, "padding"))
-    return _first(node) if ones and unmoved and _keeps_value(node) else "its windows hold several elements"
+    if not (ones and unmoved and _keeps_value(node)):
+        return "its windows hold several elements, or leave some out"
+    divisor = argument(node, "divisor_override") if op_name(node) in ("aten.avg_pool2d", "aten.avg_pool3d") else None
+    return _first(node) if divisor in (None, 1) else f"it divides by {divisor}"
 
 
 def _upsampling(node: fx.Node) -> fx.Node | str:
@@ -156,10 +167,11 @@ _SPLITS = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_spl
 
 
 def _table() -> dict[str, Rule]:
-    table: dict[str, Rule] = {"getitem": _item, "aten.cat": _concatenation, "aten.constant_pad_nd": _pad}
+    table: dict[str, Rule] = {"getitem": _item, "aten.cat": _concatenation}
     groups: dict[str, Rule] = {
         "dropout feature_dropout": _dropout,
         "positive lift_fresh_copy": _always,
+        "pad constant_pad_nd": _pad,
         "to _to_copy": _cast,
         "reshape expand slice squeeze unsqueeze flatten unflatten narrow adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool2d": _same_shape,
@@ -206,7 +218,11 @@ def _join(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
             rewriter.replace(node, joined)
         return source
     if source.target is _aten.reshape.default is node.target:
-        joined = rewriter.call(node.target, (_first(source), node.args[1]), before=node, sources=[source, node])
-        rewriter.replace(node, joined)
+        target = _first(source)
+        if same_shape(target.meta["val"].shape, node.meta["val"].shape):
+            rewriter.replace(node, target)
+        else:
+            joined = rewriter.call(node.target, (target, node.args[1]), before=node, sources=[source, node])
+            rewriter.replace(node, joined)
         return source
     return None

@@ -22,6 +22,7 @@ class FoldConstants(Pass):
 
     Never folded: quantize and dequantize (a dequantized weight is meant to be stored quantized), random calls, and
     results that would take more than ``growth`` bytes beyond the weights that they make superfluous (a large expand).
+    What stems from a trainable weight stays trainable.
     """
 
     name = "fold-constants"
@@ -42,7 +43,7 @@ class FoldConstants(Pass):
             for node in program.calls:
                 folds = node in constant and isinstance(node.meta["val"], torch.Tensor)
                 if folds and any(user not in constant for user in node.users):
-                    result = _evaluate(program, node, values)
+                    result = _as_trainable(_evaluate(program, node, values), program, node)
                     rewriter.replace(node, rewriter.weight(f"{node.name}_folded", result, sources=[node]))
                     report.applied(node, f"computed ahead: {result.dtype} of shape {list(result.shape)}")
         return report
@@ -79,15 +80,30 @@ class FoldConstants(Pass):
 
 def _superfluous(node: fx.Node, constant: set[fx.Node]) -> int:
     """Bytes of the weights behind a constant call that nothing but constant calls (and this one) reads."""
-    seen: set[fx.Node] = set()
+    weights = _weights_behind(node)
+    return sum(_bytes(w.meta["val"]) for w in weights if all(user in constant or user is node for user in w.users))
+
+
+def _as_trainable(result: torch.Tensor, program: Program, node: fx.Node) -> torch.Tensor:
+    """Make a folded result trainable if it stems from a trainable weight, so that nothing falls out of training."""
+    if not (result.is_floating_point() or result.is_complex()):
+        return result
+    parameters = [w for w in map(program.weight, _weights_behind(node)) if isinstance(w, torch.nn.Parameter)]
+    if not parameters:
+        return result
+    return torch.nn.Parameter(result, any(parameter.requires_grad for parameter in parameters))
+
+
+def _weights_behind(node: fx.Node) -> list[fx.Node]:
+    """All weights that a constant call depends on."""
+    seen: dict[fx.Node, None] = {}
     pending = list(node.all_input_nodes)
     while pending:
         used = pending.pop()
         if used not in seen:
-            seen.add(used)
+            seen[used] = None
             pending += used.all_input_nodes
-    weights = [used for used in seen if used.op == "get_attr"]
-    return sum(_bytes(w.meta["val"]) for w in weights if all(user in constant or user is node for user in w.users))
+    return [used for used in seen if used.op == "get_attr"]
 
 
 def _evaluate(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> torch.Tensor:

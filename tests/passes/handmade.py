@@ -59,6 +59,11 @@ def program_of(
     return program
 
 
+def create(near: fx.Proxy, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy:
+    """Call an operator that is given no tensor, in the graph of ``near``."""
+    return near.tracer.create_proxy("call_function", target, args, kwargs)
+
+
 def draw(shapes: Mapping[str, tuple[int, ...]], *, trainable: bool = False) -> dict[str, torch.Tensor]:
     """Draw weights of given shapes, the same each time."""
     generator = torch.Generator().manual_seed(0)
