@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from shave.ir.dtypes import dtype_name
+from shave.ir.dynamic_shapes import dim_names, is_short_form, narrowed_dims, torch_dims
 from shave.ir.errors import ReadError
 from shave.ir.program import Program
 from shave.ir.shapes import shape_names
@@ -50,9 +51,7 @@ def trace(
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        dims = _dims(dynamic_shapes, module, args, kwargs)
-        with quiet_torch():
-            exported = torch.export.export(module, args, kwargs, dynamic_shapes=dims, strict=False)
+        exported = _export(module, args, kwargs, dynamic_shapes)
     except ReadError:
         raise
     except Exception as error:
@@ -60,7 +59,28 @@ def trace(
     finally:
         for part, training in modes.items():
             part.training = training
-    return from_exported(exported, dim_names=_dim_names(exported, dynamic_shapes))
+    return from_exported(exported, dim_names=dim_names(exported, dynamic_shapes))
+
+
+def _export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    """Export; where the module takes fewer sizes than any (a table of 512 positions), take those that it does."""
+
+    def export(dims: Any) -> ExportedProgram:
+        with quiet_torch():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dims, strict=False)
+
+    if not is_short_form(dynamic_shapes):
+        return export(dynamic_shapes)
+    dims = torch_dims(dynamic_shapes, module, args, kwargs)
+    try:
+        return export(dims)
+    except UserError as error:
+        narrowed = narrowed_dims(dims, str(error.msg))
+        if narrowed is None:
+            raise
+        return export(narrowed)
 
 
 def from_exported(
@@ -289,47 +309,3 @@ def _symbols(value: torch.Tensor) -> list[Any]:
         if isinstance(size, torch.SymInt):
             found.update(dict.fromkeys(sorted(size.node.expr.free_symbols, key=str)))
     return list(found)
-
-
-def _dims(shapes: Any, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Turn the short form ``{"x": {0: "batch"}}`` into torch's own."""
-    if not _is_short_form(shapes):
-        return shapes
-    import inspect
-
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    if unknown := sorted(set(shapes) - set(bound)):
-        raise ReadError(f"dynamic_shapes names {', '.join(unknown)}, but the inputs are {', '.join(bound)}")
-    dims: dict[str, Any] = {}
-    return {
-        name: {
-            axis: dims.setdefault(dim, torch.export.Dim(dim)) if isinstance(dim, str) else dim
-            for axis, dim in shapes[name].items()
-        }
-        if name in shapes
-        else pytree.tree_map(lambda _: None, value)
-        for name, value in bound.items()
-    }
-
-
-def _is_short_form(shapes: Any) -> bool:
-    return isinstance(shapes, Mapping) and any(
-        isinstance(dim, str) for axes in shapes.values() if isinstance(axes, Mapping) for dim in axes.values()
-    )
-
-
-def _dim_names(exported: ExportedProgram, shapes: Any) -> dict[str, str]:
-    """Find out which symbol stands for which of the user's dimensions, by position."""
-    if not isinstance(shapes, Mapping):
-        return {}
-    names = {}
-    for node in exported.graph.find_nodes(op="placeholder"):
-        axes = shapes.get(node.name)
-        if not isinstance(axes, Mapping):
-            continue
-        for axis, dim in axes.items():
-            size = node.meta["val"].shape[axis]
-            name = dim if isinstance(dim, str) else getattr(dim, "__name__", None)
-            if isinstance(size, torch.SymInt) and name and re.fullmatch(r"\w+", str(size)):
-                names[str(size)] = str(name)
-    return names

@@ -8,8 +8,9 @@ from typing import Any
 
 import sympy
 import torch
+from tvm_ffi import structural_equal
 
-from shave.backends.tvm.adapter import Expr, tirx, tvm
+from shave.backends.tvm.adapter import Expr, tirx
 from shave.ir.errors import UnsupportedError
 
 Size = int | Expr
@@ -112,7 +113,7 @@ def same(a: Size, b: Size) -> bool:
     """Whether two sizes are known to be equal."""
     if isinstance(a, int) or isinstance(b, int):
         return isinstance(a, int) and isinstance(b, int) and a == b
-    return bool(tvm.ir.structural_equal(a, b))
+    return bool(structural_equal(a, b))
 
 
 def _int64(value: Any) -> Any:

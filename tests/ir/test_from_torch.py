@@ -45,6 +45,32 @@ def test_dynamic_dimensions_keep_their_names():
         program(torch.randn(1, 3, 15))
 
 
+class Positions(nn.Module):
+    """Takes at most twelve steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(12, 4))
+
+    def forward(self, x):
+        return x + self.table[: x.shape[1]]
+
+
+def test_ranges_that_the_module_sets_are_taken_over():
+    module = Positions()
+    program = shave.trace(module, (torch.randn(2, 5, 4),), dynamic_shapes={"x": {0: "batch", 1: "length"}})
+    assert program.signature.dims["length"][1] == 12
+    x = torch.randn(3, 12, 4)
+    torch.testing.assert_close(program(x), module(x))
+    with pytest.raises(SignatureError, match=r"'x', dimension 1 \(length\) is 13"):
+        program(torch.randn(3, 13, 4))
+
+
+def test_a_dimension_that_must_be_constant_is_an_error():
+    with pytest.raises(ReadError, match=r"(?s)cannot trace Linear.*features"):
+        shave.trace(nn.Linear(4, 2), (torch.randn(3, 4),), dynamic_shapes={"input": {1: "features"}})
+
+
 def test_equal_names_are_equal_sizes():
     program = shave.trace(
         Named(), (torch.randn(3, 2), torch.randn(3, 2)), dynamic_shapes={"left": {0: "n"}, "right": {0: "n"}}

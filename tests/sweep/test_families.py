@@ -71,9 +71,13 @@ TIMM = [
 ]
 
 
-def randomise_statistics(module: nn.Module) -> None:
-    """Give batch norms statistics worth folding: fresh ones have mean 0 and variance 1."""
+def randomise(module: nn.Module) -> None:
+    """Make a fresh model worth comparing: batch norms have mean 0 and variance 1, and some weights are all zero."""
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02, generator=generator)
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
             part.running_mean.normal_(0, 0.1, generator=generator)
@@ -83,7 +87,7 @@ def randomise_statistics(module: nn.Module) -> None:
 def check(module: nn.Module, *inputs: torch.Tensor, dynamic_shapes: Any = None, others: Any = ()) -> None:
     """Compile and compare on the traced inputs, and on ``others`` of other sizes."""
     module.eval()
-    randomise_statistics(module)
+    randomise(module)
     program = shave.trace(module, inputs, dynamic_shapes=dynamic_shapes)
     artifact = shave.compile(program)
     for each in (inputs, *others):
