@@ -26,21 +26,41 @@ def lane_range(lane: Expr, lanes: int) -> list[Axis]:
     return [Axis(lane, constant(lanes, lane), False)] if isinstance(lane, tvm.ir.Var) else []
 
 
-def fused(axes: Sequence[Axis], body: Callable[[Mapping[Var, Expr]], Stmt], kind: int) -> Stmt:
-    """One loop over the iterations of several axes."""
+def iterations(axes: Sequence[Axis]) -> Expr:
+    """Number of iterations of several axes together."""
     extent = axes[0].extent
     for axis in axes[1:]:
         extent = extent * axis.extent
-    extent = tvm.sym.Analyzer().simplify(extent)
+    return tvm.sym.Analyzer().simplify(extent)
 
-    def split(index: Expr) -> Stmt:
-        values = {}
-        for place, axis in enumerate(reversed(axes)):
-            values[axis.var] = index if place == len(axes) - 1 else index % axis.extent
-            index = index // axis.extent
-        return body(values)
 
-    return loop(extent, split, kind, name="row")
+def split(axes: Sequence[Axis], index: Expr) -> dict[Var, Expr]:
+    """Where each of several axes is in iteration ``index`` of them together."""
+    values = {}
+    for place, axis in enumerate(reversed(axes)):
+        values[axis.var] = index if place == len(axes) - 1 else index % axis.extent
+        index = index // axis.extent
+    return values
+
+
+def fused(axes: Sequence[Axis], body: Callable[[Mapping[Var, Expr]], Stmt], kind: int) -> Stmt:
+    """One loop over the iterations of several axes."""
+    return loop(iterations(axes), lambda index: body(split(axes, index)), kind, name="row")
+
+
+def in_tasks(
+    axes: Sequence[Axis], tasks: int, buffers: Sequence[Stmt], body: Callable[[Mapping[Var, Expr]], Stmt]
+) -> Stmt:
+    """One loop over the iterations of several axes that threads share in stretches; each has its own ``buffers``."""
+    extent = iterations(axes)
+    each = extent // constant(tasks, extent) + constant(1, extent)
+
+    def task(number: Expr) -> Stmt:
+        first = number * each
+        count = tirx.Max(tirx.Min(each, extent - first), constant(0, extent))
+        return sequence([*buffers, loop(count, lambda i: body(split(axes, first + i)), name="row")])
+
+    return loop(constant(tasks, extent), task, tirx.ForKind.PARALLEL, name="task")
 
 
 def nested(axes: Sequence[Axis], body: Callable[[Mapping[Var, Expr]], Stmt], parallel: int = 0) -> Stmt:

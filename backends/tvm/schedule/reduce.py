@@ -28,10 +28,7 @@ class Reduce(Nest):
 
     def accumulators(self, lanes: int) -> list[Buffer]:
         """A vector of partial results for every store."""
-        return [
-            tirx.decl_buffer((lanes,), str(s.buffer.ty.dtype), f"{s.buffer.name}_acc", scope="local")
-            for s in self.stage.stores
-        ]
+        return [tirx.decl_buffer((lanes,), str(s.buffer.ty.dtype), f"{s.buffer.name}_acc") for s in self.stage.stores]
 
     def into(self, accumulators: Sequence[Buffer], lane: Expr, stage: Stage) -> Stage:
         """``stage`` with its own elements kept in accumulators."""

@@ -28,7 +28,7 @@ from shave.backends.tvm.schedule.forms import nest
 from shave.backends.tvm.schedule.guards import pad_windows
 from shave.backends.tvm.schedule.inline import inline
 from shave.backends.tvm.schedule.intrinsics import expand_intrinsics
-from shave.backends.tvm.schedule.loops import nested, sequence, shared_by_threads
+from shave.backends.tvm.schedule.loops import in_tasks, nested, sequence, shared_by_threads
 from shave.backends.tvm.schedule.stage import (
     Axis,
     Buffer,
@@ -46,8 +46,8 @@ SCHEDULED = "shave.scheduled"
 RULE = "shave.rule"
 PARALLEL_NANOSECONDS = 12_000
 """Duration on one thread from which waking the others (2 us for one of them, more for more) saves time."""
-STACK_BYTES = 32 * 1024
-"""Buffers of a group up to this size live on the stack of the thread."""
+TASKS_PER_CORE = 8
+"""Stretches of rows that share a buffer: more of them even out what the threads get, fewer allocate less often."""
 
 
 def schedule_tail(mod: tvm.IRModule, target: Target) -> tvm.IRModule:
@@ -186,11 +186,11 @@ def _write_group(g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], tar
     time = sum(duration(s, best_axis(s, s.axes, target)) for s in g.stages)
     parallel = target.cores > 1 and time >= PARALLEL_NANOSECONDS
     stages, buffers = _shrink(g, private)
-    own = {b: _flat_view(b, b.scope()) for b in buffers}
+    own = {b: _flat_view(b) for b in buffers}
     for stage in stages:
         for buffer in [s.buffer for s in stage.stores] + [load.source for load in stage.reads]:
             if buffer not in own and buffer not in flat:
-                flat[buffer] = _flat_view(buffer, buffer.scope())
+                flat[buffer] = _flat_view(buffer)
     stages = [flatten(stage, {**flat, **own}) for stage in stages]
     if not g.depth:
         alone = nest(stages[0], {}, target, parallel)
@@ -199,7 +199,7 @@ def _write_group(g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], tar
     rules: list[str] = []
 
     def row(at: Mapping[Var, Expr]) -> Stmt:
-        statements = [tirx.AllocBuffer(b) for b in own.values()]
+        statements = []
         for stage in stages:
             fixed = {a.var: at[shared.var] for a, shared in zip(stage.spatial, axes, strict=False)}
             inner = nest(stage, fixed, target, False)
@@ -207,11 +207,18 @@ def _write_group(g: Group, private: set[Buffer], flat: dict[Buffer, Buffer], tar
             statements.append(inner.write())
         return sequence(statements)
 
+    buffers = [tirx.AllocBuffer(b) for b in own.values()]
     threads = shared_by_threads(axes, target.cores) if parallel else 0
-    return nested(axes, row, threads), rules
+    if not threads:
+        return sequence([*buffers, nested(axes, row)]), rules
+
+    def rest(outer: Mapping[Var, Expr]) -> Stmt:
+        return nested(axes[threads:], lambda inner: row({**outer, **inner}))
+
+    return in_tasks(axes[:threads], TASKS_PER_CORE * target.cores, buffers, rest), rules
 
 
-def _flat_view(buffer: Buffer, scope: str) -> Buffer:
+def _flat_view(buffer: Buffer) -> Buffer:
     """A one-dimensional buffer of the same elements."""
     if len(buffer.shape) == 1 and not list(buffer.strides):
         return buffer
@@ -222,7 +229,7 @@ def _flat_view(buffer: Buffer, scope: str) -> Buffer:
     if strides and buffer.shape:
         size = strides[0] * buffer.shape[0]
     size = tvm.sym.Analyzer().simplify(size)
-    return tirx.decl_buffer((size,), str(buffer.ty.dtype), f"{buffer.name}_flat", scope=scope)
+    return tirx.decl_buffer((size,), str(buffer.ty.dtype), f"{buffer.name}_flat")
 
 
 def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
@@ -237,9 +244,7 @@ def _shrink(g: Group, private: set[Buffer]) -> tuple[list[Stage], list[Buffer]]:
             dropped = {_dimension(store, axis) for axis in stage.spatial[: g.depth]}
             kept[old] = [i for i in range(len(store.indices)) if i not in dropped]
             shape = [old.shape[i] for i in kept[old]] or [IntImm("int64", 1)]
-            size = math.prod(int(e) if isinstance(e, IntImm) else STACK_BYTES for e in shape)
-            scope = "local" if size * int(old.ty.dtype.dtype.bits) <= 8 * STACK_BYTES else "global"
-            small[old] = tirx.decl_buffer(shape, str(old.ty.dtype), old.name, scope=scope)
+            small[old] = tirx.decl_buffer(shape, str(old.ty.dtype), old.name)
 
     def indices(buffer: Buffer, old: Sequence[Expr]) -> list[Expr]:
         return [old[i] for i in kept[buffer]] or [IntImm("int64", 0)]

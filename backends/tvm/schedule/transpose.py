@@ -15,7 +15,7 @@ import tvm_ffi
 from shave.backends.tvm.adapter import Expr, tirx
 from shave.backends.tvm.schedule.access import VectorAxis, conditions_on, stride
 from shave.backends.tvm.schedule.loops import loop, nested, sequence
-from shave.backends.tvm.schedule.nest import HEAVY, Map
+from shave.backends.tvm.schedule.nest import Map
 from shave.backends.tvm.schedule.stage import (
     Axis,
     Buffer,
@@ -27,7 +27,6 @@ from shave.backends.tvm.schedule.stage import (
     loads,
     rewrite_loads,
     substitute,
-    work,
 )
 
 LARGEST_TILE = 16
@@ -147,41 +146,44 @@ class Transpose(Map):
         square, side = self.square, self.square.side
         zero, one = constant(0, top), constant(1, top)
         statements: list[Stmt] = []
-        columns: list[Buffer] = []
+        columns: list[list[Buffer]] = []
         for load in square.strided:
             dtype = str(load.source.ty.dtype)
-            column = tirx.decl_buffer((side * side,), dtype, f"{load.source.name}_tile", scope="local")
-            columns.append(column)
             rows = []
             for lane in range(side):
                 values = {**self.fixed, **at, square.across.var: top, along.var: left + constant(lane, left)}
                 first = substitute(load.indices[0], values)
                 rows.append(tirx.BufferLoad(load.source, [tirx.Ramp(first, one, side)]))
             steps, names = transposed(rows)
-            statements += [tirx.AllocBuffer(column), *steps]
+            # One array for each column: small enough for the stack, so that LLVM keeps it in a register.
+            columns.append([tirx.decl_buffer((side,), dtype, "column") for _ in names])
+            statements += [*map(tirx.AllocBuffer, columns[-1]), *steps]
             statements += [
-                tirx.BufferStore(column, name, [tirx.Ramp(constant(place * side, zero), one, side)])
-                for place, name in enumerate(names)
+                tirx.BufferStore(column, name, [tirx.Ramp(zero, one, side)])
+                for column, name in zip(columns[-1], names, strict=True)
             ]
+        return sequence([*statements, *(self._line(at, columns, top, left, place) for place in range(side))])
 
-        def line(place: Expr) -> Stmt:
-            def element(lane: Expr) -> Stmt:
-                def change(n: Any) -> Expr:
-                    for load, column in zip(square.strided, columns, strict=True):
-                        if tvm_ffi.structural_equal(n, load):
-                            return tirx.BufferLoad(column, [place * constant(side, place) + lane])
-                    return n
+    def _line(
+        self, at: Mapping[Var, Expr], columns: Sequence[Sequence[Buffer]], top: Expr, left: Expr, place: int
+    ) -> Stmt:
+        """One vector along the axis that the store walks."""
 
-                tiled = replace(
-                    self.stage,
-                    stores=tuple(replace(s, value=rewrite_loads(s.value, change)) for s in self.stage.stores),
-                )
-                values = {**self.fixed, **at, square.across.var: top + place, along.var: left + lane}
-                store = tiled.substitute(values).stores[0]
-                return tirx.BufferStore(store.buffer, store.value, list(store.indices))
+        def element(lane: Expr) -> Stmt:
+            def change(n: Any) -> Expr:
+                for load, column in zip(self.square.strided, columns, strict=True):
+                    if tvm_ffi.structural_equal(n, load):
+                        return tirx.BufferLoad(column[place], [lane])
+                return n
 
-            return self.lanes(side, element)
+            tiled = replace(
+                self.stage,
+                stores=tuple(replace(s, value=rewrite_loads(s.value, change)) for s in self.stage.stores),
+            )
+            across = top + constant(place, top)
+            values = {**self.fixed, **at, self.square.across.var: across, self.choice.axis.var: left + lane}
+            return self.assign(
+                tiled.substitute(values), lambda _, s: tirx.BufferStore(s.buffer, s.value, list(s.indices))
+            )
 
-        heavy = work(*self.stage.values) >= HEAVY
-        kind = tirx.ForKind.SERIAL if heavy else tirx.ForKind.UNROLLED
-        return sequence([*statements, loop(constant(side, top), line, kind, name="line")])
+        return self.lanes(self.square.side, element)

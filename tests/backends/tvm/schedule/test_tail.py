@@ -122,8 +122,14 @@ def test_threads_share_large_work_only() -> None:
 def test_stages_of_a_row_share_one_parallel_loop() -> None:
     module = scheduled([((12, 128, 128), "float32")], R.nn.softmax, x86(2))
     assert parallel_loops(module) == 1
-    # One row of exponentials at a time, on the stack.
-    assert "alloc_local((T.int64(128),))" in str(module)
+    assert "T_softmax_exp = T.alloc_buffer((T.int64(128),))" in str(module)  # one row of exponentials at a time
+
+
+def test_accumulators_are_registers_inside_of_a_parallel_loop() -> None:
+    module = scheduled([((12, 128, 128), "float32")], R.nn.softmax, x86(2))
+    text = llvm(module, x86(2))
+    assert "__tvm_parallel_lambda" in text
+    assert "AllocWorkspace" not in text
 
 
 def test_one_core_gets_no_parallel_loop() -> None:
