@@ -41,7 +41,7 @@ def affine_of(program: Program, node: fx.Node) -> Affine | None:
     name = op_name(node)
     if name == "aten.batch_norm":
         return _batch_norm(program, node)
-    if name in ("aten.mul", "aten.div", "aten.add", "aten.sub"):
+    if name in ("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.rsub"):
         return _arithmetic(program, node, name.removeprefix("aten."))
     return None
 
@@ -77,13 +77,15 @@ def _arithmetic(program: Program, node: fx.Node, name: str) -> Affine | None:
     constant = left if left is not None else right
     assert constant is not None
     value, result = source.meta["val"], node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return None  # A size times a weight.
     if constant.dim() > value.dim() or value.dim() != result.dim() or value.dtype != result.dtype:
         return None
     constant = constant.reshape([1] * (value.dim() - constant.dim()) + list(constant.shape))
     if any(size != 1 and size != have for size, have in zip(constant.shape, value.shape, strict=True)):
         return None  # It would make the source larger.
     one, zero = torch.ones_like(constant), torch.zeros_like(constant)
-    alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type] # ATen: left + alpha * right
+    alpha = 1.0 if name in ("mul", "div") else float(argument(node, "alpha"))  # ATen: left + alpha * right
     factors = {
         ("mul", True): (constant, zero),
         ("mul", False): (constant, zero),
@@ -92,6 +94,8 @@ def _arithmetic(program: Program, node: fx.Node, name: str) -> Affine | None:
         ("add", False): (one, constant * alpha),
         ("sub", True): (-one * alpha, constant),
         ("sub", False): (one, -constant * alpha),
+        ("rsub", True): (one, -constant * alpha),
+        ("rsub", False): (-one * alpha, constant),
     }.get((name, left is not None))
     return None if factors is None else Affine(source, *factors)
 

@@ -38,9 +38,9 @@ class FoldBatchNorm(Pass):
         stay: dict[fx.Node, str] = {}
         with program.rewrite(by=self.name) as rewriter:
             for node in program.calls:
-                if (affine := affine_of(program, node)) is None:
+                if (affine := affine_of(program, node)) is None or not node.users:
                     if op_name(node) == "aten.batch_norm":
-                        stay[node] = "its statistics are not constants"
+                        report.skipped(node, "its statistics are not constants" if node.users else "nothing reads it")
                     continue
                 if reason := _fold_back(program, rewriter, node, affine, report):
                     stay[node] = reason

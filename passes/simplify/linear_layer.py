@@ -84,7 +84,7 @@ class LinearLayer:
         """Insert the layer with other weights, reading ``source``; or say why its dtype cannot hold them."""
         arguments = [argument(self.node, parameter.name) for parameter in self.node.target._schema.arguments]  # type: ignore[union-attr]
         old = program.weight(arguments[1])
-        weight, bias = weight.to(old.dtype), bias.to(old.dtype)
+        weight, bias = weight.to(old.dtype, copy=True), bias.to(old.dtype, copy=True)
         if not (weight.isfinite().all() and bias.isfinite().all()):
             return f"the folded weights are not finite in {old.dtype}"
         name = str(arguments[1].target)
