@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shave.backends.tvm.emit.registry import emitter_of
@@ -59,7 +60,7 @@ def _fold(program: Program, rewriter: Rewriter) -> None:
             value = cast(Callable[..., Any], node.target)(*args, **kwargs)
         if isinstance(value, torch.Tensor):
             source = next((str(n.target) for n in node.all_input_nodes), node.name)
-            name = f"{source}.{op_name(node).split('.')[-1]}"
+            name = f"{source}_{op_name(node).split('.')[-1].lstrip('_')}"
             rewriter.replace(node, rewriter.weight(name, value.contiguous(), sources=[node]))
 
 
@@ -117,7 +118,8 @@ def _expand(program: Program, rewriter: Rewriter, node: fx.Node, table: dict[Any
 
     try:
         with fake_mode(program), torch.no_grad():
-            traced = make_fx(call, decomposition_table=table, tracing_mode="real")(*[n.meta["val"] for n in inputs])
+            tracer = make_fx(functionalize(call, remove="mutations"), decomposition_table=table, tracing_mode="real")
+            traced = tracer(*[n.meta["val"] for n in inputs])
     except Exception:
         return False
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]

@@ -125,8 +125,8 @@ def _float64(value: Any) -> Any:
 
 
 def _larger(a: Any, b: Any) -> Any:
-    return tirx.Max(_int64(a), _int64(b))
+    return tirx.max(_int64(a), _int64(b))
 
 
 def _smaller(a: Any, b: Any) -> Any:
-    return tirx.Min(_int64(a), _int64(b))
+    return tirx.min(_int64(a), _int64(b))

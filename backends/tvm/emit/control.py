@@ -7,10 +7,9 @@ from typing import Any, cast
 from torch import fx
 
 from shave.backends.tvm.adapter import relax
-from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.layout import Value
-from shave.ir.dtypes import dtype_name
 from shave.ir.program import attribute
 
 
@@ -30,7 +29,7 @@ def _cond(emitter: Emitter, node: fx.Node) -> Any:
     claimed = node.meta["val"]
     results = []
     for k, value in enumerate(claimed):
-        shape, dtype = emitter.sizes.shape(value.shape), dtype_name(value.dtype)
+        shape, dtype = emitter.sizes.shape(value.shape), stored_dtype(value.dtype)
         results.append(Value(shape, dtype, plain=emitter.builder.emit(relax.TupleGetItem(chosen, k))))
     return tuple(results)
 

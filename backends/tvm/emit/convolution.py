@@ -87,7 +87,14 @@ def is_kernel(node: fx.Node) -> bool:
 def _convolution(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
         return _kernel(emitter, node, _read(node))
-    return _expression(emitter, node, _read(node))
+    a = _read(node)
+    inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
+    shape = emitter.shape(node)
+    if len(shape) == len(a.stride) + 2:
+        return _expression(emitter, node, a, inputs, shape)
+    # One image without a batch.
+    inputs[0] = emitter.reshape(inputs[0], (1, *emitter.shape(a.x)))
+    return emitter.reshape(_expression(emitter, node, a, inputs, (1, *shape)), shape)
 
 
 def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
@@ -122,11 +129,10 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
     return Value(result, dtype, blocked=emitter.from_float32(node, made, dtype))
 
 
-def _expression(emitter: Emitter, node: fx.Node, a: _Arguments) -> Any:
+def _expression(emitter: Emitter, node: fx.Node, a: _Arguments, inputs: list[Any], shape: Sequence[Size]) -> Any:
     """Any dtype, any extents, weights that are computed."""
-    shape, dtype = emitter.result(node)
+    dtype = emitter.dtype(node)
     work = accumulator(dtype)
-    inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
 
     def compute(x: Any, weight: Any, *bias: Any, shape: Sequence[Size]) -> Any:
         kernel, rank = weight.shape[2:], len(shape) - 2

@@ -74,7 +74,7 @@ def _linspace(emitter: Emitter, node: fx.Node) -> Any:
 
     def compute(start: Any, end: Any, steps: Any, shape: Sequence[Size]) -> Any:
         first, last, count = (number(v, "float64") for v in (start, end, steps))
-        step = (last - first) / tirx.Max(count - number(1, "float64"), number(1, "float64"))
+        step = (last - first) / tirx.max(count - number(1, "float64"), number(1, "float64"))
 
         def element(i: Any) -> Any:
             # As torch does: from the nearer end.

@@ -15,7 +15,6 @@ from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.pointwise import emit_elements, emit_pointwise, pointwise
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.emit.scalar import const
-from shave.backends.tvm.kernels.vector_math import Bindings
 from shave.backends.tvm.layout import Value
 from shave.ir.errors import UnsupportedError
 
@@ -80,12 +79,12 @@ pointwise("aten.clamp_max")(lambda x, high: scalar.at_most(high, x))
 
 @pointwise("aten.fmax")
 def _fmax(a: Any, b: Any) -> Any:
-    return tirx.Select(tirx.Or(a > b, scalar.is_nan(b)), a, b) if scalar.is_float(a) else tirx.Max(a, b)
+    return tirx.Select(tirx.Or(a > b, scalar.is_nan(b)), a, b) if scalar.is_float(a) else tirx.max(a, b)
 
 
 @pointwise("aten.fmin")
 def _fmin(a: Any, b: Any) -> Any:
-    return tirx.Select(tirx.Or(a < b, scalar.is_nan(b)), a, b) if scalar.is_float(a) else tirx.Min(a, b)
+    return tirx.Select(tirx.Or(a < b, scalar.is_nan(b)), a, b) if scalar.is_float(a) else tirx.min(a, b)
 
 
 @pointwise("aten.addcmul")
@@ -115,7 +114,7 @@ pointwise("aten.square")(lambda x: x * x)
 def _abs(x: Any) -> Any:
     if scalar.is_float(x):
         return tirx.abs(x)
-    return x if scalar.dtype_of(x).startswith(("u", "bool")) else tirx.Max(x, const(0, x) - x)
+    return x if scalar.dtype_of(x).startswith(("u", "bool")) else tirx.max(x, const(0, x) - x)
 
 
 @pointwise("aten.sign", "aten.sgn")
@@ -181,8 +180,8 @@ pointwise("aten.frac")(lambda x: x - tirx.trunc(x))
 
 @pointwise("aten.expm1", kind=_TO_FLOAT)
 def _expm1(x: Any) -> Any:
-    small = scalar.expm1(tirx.Min(x, const(1, x)))
-    return tirx.Select(x < const(1, x), small, tirx.exp(x) - const(1, x))
+    small = scalar.expm1(tirx.min(x, const(0.35, x)))
+    return tirx.Select(x < const(0.35, x), small, tirx.exp(x) - const(1, x))
 
 
 @pointwise("aten.xlogy", kind=_TO_FLOAT)
@@ -240,15 +239,13 @@ def _softshrink(x: Any, bound: Any) -> Any:
 
 @pointwise("aten.elu")
 def _elu(x: Any, alpha: Any, scale: Any, input_scale: Any) -> Any:
-    let = Bindings()
-    value = let(x * input_scale)
-    negative = alpha * scalar.expm1(tirx.Min(value, const(0, x)))
-    return let.around(scale * tirx.Select(x > const(0, x), x, negative))
+    negative = alpha * scalar.expm1(tirx.min(x if float(input_scale.value) == 1 else x * input_scale, const(0, x)))
+    return scale * tirx.Select(x > const(0, x), x, negative)
 
 
 @pointwise("aten.celu")
 def _celu(x: Any, alpha: Any) -> Any:
-    return tirx.Select(x > const(0, x), x, alpha * scalar.expm1(tirx.Min(x / alpha, const(0, x))))
+    return tirx.Select(x > const(0, x), x, alpha * scalar.expm1(tirx.min(x / alpha, const(0, x))))
 
 
 @pointwise("aten.selu")
@@ -268,10 +265,9 @@ def _softplus_above(x: Any, beta: Any, threshold: Any) -> Any:
 @pointwise("aten.mish")
 def _mish(x: Any) -> Any:
     """x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on."""
-    let = Bindings()
-    e = let(tirx.exp(scalar.at_most(const(20, x), x)))
-    s = let(e * (e + const(2, x)))
-    return let.around(x * (s / (s + const(2, x))))
+    e = tirx.exp(scalar.at_most(const(20, x), x))
+    s = e * (e + const(2, x))
+    return x * (s / (s + const(2, x)))
 
 
 # Comparisons and logic

@@ -111,9 +111,9 @@ class Emitter:
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
                 shape, dtype = self.result(node)
-                variable = relax.Var(node.name, relax.TensorType(shape, dtype))
+                variable = relax.Var(node.name, relax.TensorType(shape, dtype_name(node.meta["val"].dtype)))
                 inputs.append(variable)
-                self.values[node] = Value(shape, dtype, plain=variable)
+                self.values[node] = Value(shape, dtype, plain=self._across_border(variable, dtype))
             elif node.op == "call_function" and not _is_size(node):
                 try:
                     self._emit_call(node)
@@ -121,7 +121,9 @@ class Emitter:
                     problems.append(f"{op_name(node)} (node {node.name}): {error}")
                     self.values[node] = self._placeholder(node)
             elif node.op == "output":
-                outputs = [self.plain(value) for value in node.args[0]]
+                outputs = [
+                    self._across_border(self.plain(value), dtype_name(value.meta["val"].dtype)) for value in node.args[0]
+                ]
         if problems:
             raise UnsupportedError("the TVM backend cannot compile " + "; ".join(problems))
         return inputs, outputs
@@ -148,7 +150,7 @@ class Emitter:
         return self._wrapped_one(result, node.meta["val"])
 
     def _wrapped_one(self, result: Any, claimed: torch.Tensor) -> Value:
-        shape, dtype = self.sizes.shape(claimed.shape), dtype_name(claimed.dtype)
+        shape, dtype = self.sizes.shape(claimed.shape), stored_dtype(claimed.dtype)
         value = result if isinstance(result, Value) else Value(shape, dtype, plain=result)
         made = value.plain if value.plain is not None else value.blocked
         rank = len(shape) if value.plain is not None else len(shape) + 1
@@ -160,7 +162,7 @@ class Emitter:
 
         def one(claimed: torch.Tensor) -> Value:
             try:
-                shape, dtype = self.sizes.shape(claimed.shape), dtype_name(claimed.dtype)
+                shape, dtype = self.sizes.shape(claimed.shape), stored_dtype(claimed.dtype)
             except UnsupportedError:
                 shape, dtype = tuple(1 for _ in claimed.shape), "float32"
             return Value(shape, dtype, plain=relax.Var(node.name, relax.TensorType(shape, dtype)))
@@ -168,12 +170,27 @@ class Emitter:
         claimed = node.meta["val"]
         return tuple(map(one, claimed)) if isinstance(claimed, (tuple, list)) else one(claimed)
 
+    def _across_border(self, variable: Any, dtype: str) -> Any:
+        """Convert an input or output between bfloat16 and what it is stored as inside.
+
+        The function is left as it is: TVM's lowering of bfloat16 understands plain loops only.
+        """
+        if str(variable.ty.dtype) == dtype:
+            return variable
+
+        def compute(x: Any) -> Any:
+            return te.compute(x.shape, lambda *i: tirx.Cast(dtype, x(*i)), name="convert")
+
+        attributes = {"op_pattern": OPAQUE, "shave.scheduled": True}
+        return self.builder.emit_te(compute, variable, primfunc_name_hint="convert", primfunc_attrs=attributes)
+
     # Values
 
     def value(self, node: fx.Node) -> Value:
         """The value of a node with one tensor as result."""
         if node not in self.values and node.op == "get_attr":
             tensor = attribute(self.module, str(node.target))
+            tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
             variable = self.weights.add(str(node.target), array_of(tensor))
             self.values[node] = Value(tuple(tensor.shape), dtype_name(tensor.dtype), plain=variable)
         return cast(Value, self.values[node])
@@ -231,11 +248,11 @@ class Emitter:
         return self.sizes.shape(node.meta["val"].shape)
 
     def dtype(self, node: fx.Node) -> str:
-        """NumPy's name of the dtype of a node's tensor."""
-        return dtype_name(node.meta["val"].dtype)
+        """NumPy's name of the dtype in which a node's tensor is stored; see :func:`stored_dtype`."""
+        return stored_dtype(node.meta["val"].dtype)
 
     def result(self, node: fx.Node) -> tuple[tuple[Size, ...], str]:
-        """Shape and dtype of a node's tensor."""
+        """Shape and stored dtype of a node's tensor."""
         return self.shape(node), self.dtype(node)
 
     # Emission
@@ -312,6 +329,15 @@ class Emitter:
         self.kernel_calls.append(KernelCall(function.name_hint, name, tuple(n.name for n in nodes)))
         call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
         return self.builder.emit(call, name_hint=nodes[-1].name)
+
+
+def stored_dtype(dtype: torch.dtype) -> str:
+    """The dtype in which tensors of a torch dtype live between operators.
+
+    bfloat16 lives as float32: CPUs without bfloat16 arithmetic convert at each operator anyway, and what torch rounds
+    after each operator stays exact here.
+    """
+    return "float32" if dtype == torch.bfloat16 else dtype_name(dtype)
 
 
 def array_of(tensor: torch.Tensor) -> Array:

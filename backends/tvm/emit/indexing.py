@@ -24,7 +24,7 @@ def safe(index: Any, size: Any) -> Any:
     """Wrap a negative index and keep any index within [0, size)."""
     index = scalar.cast(index, "int64")
     wrapped = tirx.Select(index < 0, index + size, index)
-    return tirx.Max(tirx.Min(wrapped, size - tirx.const(1, "int64")), tirx.const(0, "int64"))
+    return tirx.max(tirx.min(wrapped, size - tirx.const(1, "int64")), tirx.const(0, "int64"))
 
 
 @emits("aten.embedding")

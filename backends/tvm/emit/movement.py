@@ -185,8 +185,8 @@ def slice_start(start: Any, size: Size) -> Any:
     if isinstance(start, int) and isinstance(size, int):
         return min(start + size if start < 0 else start, size) if start >= -size else 0
     if isinstance(start, int):
-        return start if start >= 0 else tirx.Max(size + start, tirx.const(0, "int64"))
-    return tirx.Min(tirx.Select(start < 0, start + size, start), size)
+        return start if start >= 0 else tirx.max(size + start, tirx.const(0, "int64"))
+    return tirx.min(tirx.Select(start < 0, start + size, start), size)
 
 
 @emits("aten.slice", "aten.narrow", "aten.slice_copy")
@@ -441,9 +441,9 @@ def _edge(position: Any, size: Any, mode: str) -> Any:
     if mode == "circular":
         return tirx.floormod(position, size)
     if mode == "reflect":
-        position = tirx.Max(position, 0 - position)
-        return tirx.Min(position, 2 * (size - 1) - position)
-    return tirx.Min(tirx.Max(position, tirx.const(0, "int64")), size - 1)
+        position = tirx.max(position, 0 - position)
+        return tirx.min(position, 2 * (size - 1) - position)
+    return tirx.min(tirx.max(position, tirx.const(0, "int64")), size - 1)
 
 
 @emits("aten.tril", "aten.triu")

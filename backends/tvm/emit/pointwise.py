@@ -13,11 +13,10 @@ from torch._prims_common import elementwise_dtypes
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import Expr, te, tirx
 from shave.backends.tvm.emit import scalar
-from shave.backends.tvm.emit.emitter import Emitter, number
+from shave.backends.tvm.emit.emitter import Emitter, number, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.sizes import Size
 from shave.backends.tvm.layout import Value
-from shave.ir.dtypes import dtype_name
 
 Formula = Callable[..., Any]
 """The operator on scalar expressions: all arguments of the schema, in order; tensors and numbers as expressions of the
@@ -118,7 +117,7 @@ def _computation_dtype(node: fx.Node, arguments: dict[str, Any], kind: PROMOTION
         if name not in untyped and isinstance(a, (fx.Node, bool, int, float))
     ]
     computation, _ = elementwise_dtypes(*typed, type_promotion_kind=kind)
-    return dtype_name(computation)
+    return stored_dtype(computation)
 
 
 def _scalar_weight(emitter: Emitter, node: fx.Node) -> Any:
@@ -162,7 +161,7 @@ def _operand(
         n, c, *spatial, lane = index
         channel = c * lanes + lane
         if isinstance(channels, int) and channels % lanes and len(have) >= len(shape) - 1 and have[1 - len(shape)] != 1:
-            channel = tirx.Min(channel, tirx.const(channels - 1, "int64"))
+            channel = tirx.min(channel, tirx.const(channels - 1, "int64"))
         return x(*_broadcast(have, (n, channel, *spatial)))
 
     return emitter.plain(node), load_plain

@@ -168,8 +168,8 @@ def _avg_pool(emitter: Emitter, node: fx.Node) -> Any:
         """Elements of one axis of the window that count, for the output at ``position``."""
         pad = window.padding[axis] if with_padding else 0
         start = position * window.stride[axis] - window.padding[axis]
-        end = tirx.Min(start + window.kernel[axis], extent + pad)
-        return end - tirx.Max(start, tirx.const(-pad, "int64"))
+        end = tirx.min(start + window.kernel[axis], extent + pad)
+        return end - tirx.max(start, tirx.const(-pad, "int64"))
 
     def build(load: Any, split: Any, extents: Any, shape: Any) -> Any:
         axes = [te.reduce_axis((0, k), name=f"k{d}") for d, k in enumerate(window.kernel)]

@@ -14,12 +14,11 @@ from torch import fx
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx, topi
 from shave.backends.tvm.emit import scalar
-from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.emit.scalar import const
 from shave.backends.tvm.sizes import Size, product
 from shave.backends.tvm.layout import Value
-from shave.ir.dtypes import dtype_name
 from shave.ir.errors import UnsupportedError
 
 Reducer = Callable[..., Any]
@@ -167,7 +166,7 @@ def _variance(emitter: Emitter, node: fx.Node) -> Any:
     correction = 1 if correction is None else correction
     claimed = node.meta["val"]
     first = claimed[0] if isinstance(claimed, (tuple, list)) else claimed
-    dtype = dtype_name(first.dtype)
+    dtype = stored_dtype(first.dtype)
     shape = emitter.sizes.shape(first.shape)
     work = accumulator(dtype)
     root = "std" in str(node.target)

@@ -83,12 +83,12 @@ def _ratio(have: Any, want: Any, scale: Any) -> Any:
 
 
 def _aligned_ratio(have: Any, want: Any) -> Any:
-    steps = tirx.Max(want - 1, tirx.const(1, "int64"))
+    steps = tirx.max(want - 1, tirx.const(1, "int64"))
     return tirx.Select(want > 1, tirx.Cast("float32", have - 1) / tirx.Cast("float32", steps), _float(0))
 
 
 def _clamped(position: Any, size: Any) -> Any:
-    return tirx.Max(tirx.Min(position, size - 1), tirx.const(0, "int64"))
+    return tirx.max(tirx.min(position, size - 1), tirx.const(0, "int64"))
 
 
 def _whole(position: Any) -> Any:
@@ -105,7 +105,7 @@ def _nearest(emitter: Emitter, node: fx.Node) -> Value:
             if int(want.value) % int(have.value) == 0:
                 return [(tirx.floordiv(out, int(want.value) // int(have.value)), None)]
         place = tirx.Cast("float32", out) + _float(0.5 if exact else 0.0)
-        return [(tirx.Min(_whole(place * _ratio(have, want, scale)), have - 1), None)]
+        return [(tirx.min(_whole(place * _ratio(have, want, scale)), have - 1), None)]
 
     return _upsample(emitter, node, taps)
 
@@ -120,10 +120,10 @@ def _linear(emitter: Emitter, node: fx.Node) -> Value:
             source = place * _aligned_ratio(have, want)
         else:
             source = (place + _float(0.5)) * _ratio(have, want, scale) - _float(0.5)
-            source = tirx.Max(source, _float(0))
-        low = tirx.Min(_whole(source), have - 1)
-        fraction = tirx.Max(tirx.Min(source - tirx.Cast("float32", low), _float(1)), _float(0))
-        return [(low, _float(1) - fraction), (tirx.Min(low + 1, have - 1), fraction)]
+            source = tirx.max(source, _float(0))
+        low = tirx.min(_whole(source), have - 1)
+        fraction = tirx.max(tirx.min(source - tirx.Cast("float32", low), _float(1)), _float(0))
+        return [(low, _float(1) - fraction), (tirx.min(low + 1, have - 1), fraction)]
 
     return _upsample(emitter, node, taps)
 
@@ -175,7 +175,7 @@ def _grid_sampler(emitter: Emitter, node: fx.Node) -> Any:
         if padding == 2:
             position = _reflected(position, extent, align)
         if padding:
-            position = tirx.Max(tirx.Min(position, extent - _float(1)), _float(0))
+            position = tirx.max(tirx.min(position, extent - _float(1)), _float(0))
         return position
 
     def compute(x: Any, grid: Any, shape: Sequence[Size]) -> Any:
@@ -210,7 +210,7 @@ def _grid_sampler(emitter: Emitter, node: fx.Node) -> Any:
 def _reflected(position: Any, extent: Any, align: bool) -> Any:
     """Reflect at the centres of the border pixels (``align``) or at their outer edges."""
     low = _float(0 if align else -0.5)
-    span = tirx.Max(extent - _float(1) if align else extent, _float(1))
+    span = tirx.max(extent - _float(1) if align else extent, _float(1))
     distance = tirx.abs(position - low)
     flips = tirx.floor(distance / span)
     rest = distance - flips * span

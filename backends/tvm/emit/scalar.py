@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from shave.backends.tvm.adapter import tirx
-from shave.backends.tvm.kernels import vector_math
 
 
 def is_float(x: Any) -> bool:
@@ -41,12 +40,12 @@ def cast(x: Any, dtype: str) -> Any:
 
 def equal(a: Any, b: Any) -> Any:
     """a == b as an expression (Python's operator compares identities where it is asked for a truth value)."""
-    return tirx.EQ(a, b)
+    return (a == b).asobject()
 
 
 def differ(a: Any, b: Any) -> Any:
     """a != b as an expression."""
-    return tirx.NE(a, b)
+    return (a != b).asobject()
 
 
 def is_nan(x: Any) -> Any:
@@ -78,7 +77,7 @@ def maximum(a: Any, b: Any) -> Any:
     if dtype_of(a) == "bool":
         return tirx.Or(a, b)
     if not is_float(a):
-        return tirx.Max(a, b)
+        return tirx.max(a, b)
     return tirx.Select(tirx.Or(a > b, is_nan(a)), a, b)
 
 
@@ -87,7 +86,7 @@ def minimum(a: Any, b: Any) -> Any:
     if dtype_of(a) == "bool":
         return tirx.And(a, b)
     if not is_float(a):
-        return tirx.Min(a, b)
+        return tirx.min(a, b)
     return tirx.Select(tirx.Or(a < b, is_nan(a)), a, b)
 
 
@@ -108,10 +107,13 @@ def clamp(x: Any, low: Any, high: Any) -> Any:
 
 
 def expm1(x: Any) -> Any:
-    """e^x - 1 for x <= 0, accurate near 0."""
-    if dtype_of(x) == "float32":
-        return vector_math.expm1(x)
-    return libm("expm1")(x)
+    """e^x - 1 for x <= 0: near 0, where the difference would cancel, by its series."""
+    if dtype_of(x) == "float64":
+        return libm("expm1")(x)
+    series = const(1, x)
+    for n in (7, 6, 5, 4, 3, 2):
+        series = series * x * const(1 / n, x) + const(1, x)
+    return tirx.Select(x > const(-0.35, x), series * x, tirx.exp(x) - const(1, x))
 
 
 def log1p(x: Any) -> Any:

@@ -48,15 +48,15 @@ def _merge_pass(
     pairs = -(-columns // (2 * run))
     with T.serial(0, pairs) as pair:
         start = T.bind(pair * (2 * run))
-        middle = T.bind(tirx.Min(start + run, columns))
-        end = T.bind(tirx.Min(start + 2 * run, columns))
+        middle = T.bind(tirx.min(start + run, columns))
+        end = T.bind(tirx.min(start + 2 * run, columns))
         cursors = T.alloc_buffer((2,), "int32", scope="local", layout=None)
         T.buffer_store(cursors, tirx.Cast("int32", start), [0])
         T.buffer_store(cursors, tirx.Cast("int32", middle), [1])
         with T.serial(0, end - start) as k:
             left, right = T.bind(cursors[0]), T.bind(cursors[1])
-            a = T.bind(values[row, tirx.Min(left, columns - 1)])
-            b = T.bind(values[row, tirx.Min(right, columns - 1)])
+            a = T.bind(values[row, tirx.min(left, columns - 1)])
+            b = T.bind(values[row, tirx.min(right, columns - 1)])
             with T.If(tirx.And(left < middle, tirx.Or(right >= end, tirx.Not(_before(b, a, descending))))):
                 with T.Then():
                     T.buffer_store(spare_values, a, [start + k])

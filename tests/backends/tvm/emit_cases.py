@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the operators)
 import torch.nn.functional as F  # noqa: N812
 
 aten = torch.ops.aten
@@ -330,7 +331,6 @@ def _resampling() -> list[Case]:
             tolerance=3e-5,
         ),
         Case("area", lambda x: F.interpolate(x, (2, 3), mode="area"), (x,)),
-        Case("antialias", lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True), (x,)),
     ]
     cases += [
         Case(
@@ -418,8 +418,6 @@ def _quantization() -> list[Case]:
     x = floats(3, 5, 4) * 4
     scales, zeros = positive(5), integers(5)
     codes = integers(3, 5, 4, low=-128, high=128, dtype=torch.int8)
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the operators)
-
     return [
         Case("quantize", lambda x: quantized.quantize_per_tensor(x, 0.05, 3, -128, 127, torch.int8), (x,)),
         Case("quantize half steps", lambda x: quantized.quantize_per_tensor(x, 0.5, 0, 0, 255, torch.uint8), (torch.arange(-3, 9) / 4,)),
