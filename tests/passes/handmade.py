@@ -91,5 +91,5 @@ def _signature(module: fx.GraphModule, sizes: Mapping[str, torch.SymInt]) -> Sig
     return Signature(
         tuple(spec(node.name, node) for node in module.graph.find_nodes(op="placeholder")),
         tuple(map(spec, labels, returned)),
-        {name: (1, None) for name in sizes},
+        dict.fromkeys(sizes, (1, None)),
     )

@@ -46,7 +46,7 @@ def giving(*values: torch.Tensor) -> Program:
     ],
 )  # fmt: skip
 def test_wrong_outputs_are_rejected(got: torch.Tensor) -> None:
-    with pytest.raises(AssertionError, match="output 'output' (moved|went from)"):
+    with pytest.raises(AssertionError, match=r"output 'output' (moved|went from)"):
         assert_equivalent(giving(X), giving(got), [X])
 
 

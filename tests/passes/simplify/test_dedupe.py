@@ -32,7 +32,13 @@ def test_equal_calls_become_one_and_whole_trees_with_them() -> None:
         return aten.sub.Tensor(branch(), aten.neg.default(branch()))
 
     result, report = run_pass(Dedupe(), program_of(forward, {"x": X}))
-    assert targets(result) == [aten.relu.default, aten.mul.Tensor, aten.sigmoid.default, aten.neg.default, aten.sub.Tensor]
+    assert targets(result) == [
+        aten.relu.default,
+        aten.mul.Tensor,
+        aten.sigmoid.default,
+        aten.neg.default,
+        aten.sub.Tensor,
+    ]
     assert reasons(report) == {
         "relu_default_1": "applied: computes the same as relu_default",
         "mul_tensor_1": "applied: computes the same as mul_tensor",

@@ -73,7 +73,7 @@ def test_identities_go(name: str) -> None:
     result, report = run_pass(DropIdentities(), around(IDENTITIES[name]))
     assert [node.target for node in result.calls] == [aten.neg.default] * 2
     assert report.applied
-    again, second = run_pass(DropIdentities(), result)
+    _again, second = run_pass(DropIdentities(), result)
     assert not second.entries
 
 
@@ -112,7 +112,7 @@ KEPT: dict[str, tuple[Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize("name", KEPT)
 def test_what_is_no_identity_stays_with_its_reason(name: str) -> None:
     operator, reason = KEPT[name]
-    result, report = run_pass(DropIdentities(), around(operator))
+    _result, report = run_pass(DropIdentities(), around(operator))
     assert not report.changed
     assert any(entry.text.startswith(reason) for entry in report.skipped), report.entries
 
@@ -155,7 +155,9 @@ def test_the_second_of_two_equal_roundings_goes(operator: Any) -> None:
         (lambda x: aten.mul.Tensor(x, 1), torch.bool, 1),
     ],
 )
-def test_arithmetic_that_changes_the_dtype_stays(operator: Callable[[Any], Any], dtype: torch.dtype, count: int) -> None:
+def test_arithmetic_that_changes_the_dtype_stays(
+    operator: Callable[[Any], Any], dtype: torch.dtype, count: int
+) -> None:
     program = program_of(lambda x: aten.isnan.default(operator(x)), {"x": torch.zeros(2, 3, dtype=dtype)})
     result, _ = run_pass(DropIdentities(), program)
     assert len(result.calls) == 1 + count
@@ -200,7 +202,9 @@ def test_the_first_of_a_pair_stays_for_its_other_readers() -> None:
 
 
 def test_a_reshape_and_a_permutation_are_no_pair() -> None:
-    _, report = run_pass(DropIdentities(), around(lambda x: aten.reshape.default(aten.permute.default(x, [1, 0, 2, 3]), [-1])))
+    _, report = run_pass(
+        DropIdentities(), around(lambda x: aten.reshape.default(aten.permute.default(x, [1, 0, 2, 3]), [-1]))
+    )
     assert not report.changed
 
 
@@ -209,7 +213,7 @@ def test_dead_identities_are_left_to_dead_code() -> None:
         aten.positive.default(x)
         return aten.neg.default(x)
 
-    result, report = run_pass(DropIdentities(), program_of(forward, {"x": X}))
+    _result, report = run_pass(DropIdentities(), program_of(forward, {"x": X}))
     assert not report.changed
     assert reasons(report) == {"positive_default": "skipped: nothing reads it"}
 
@@ -226,8 +230,9 @@ def dynamic(operator: Callable[..., Any], axis: int = 0) -> Program:
 
 def test_shapes_are_compared_for_every_value_of_a_dynamic_dimension() -> None:
     # The size traced is 2: what fits 2 alone is no identity.
-    result, report = run_pass(
-        DropIdentities(), dynamic(lambda x: aten.neg.default(aten.reshape.default(x, [aten.sym_size.int(x, 0), 6, 4, 5])))
+    _result, report = run_pass(
+        DropIdentities(),
+        dynamic(lambda x: aten.neg.default(aten.reshape.default(x, [aten.sym_size.int(x, 0), 6, 4, 5]))),
     )
     assert [entry.node for entry in report.applied] == ["reshape_default"]
     _, report = run_pass(DropIdentities(), dynamic(lambda x: aten.neg.default(aten.slice.Tensor(x, 0, 0, 2))))
@@ -278,5 +283,17 @@ class TestContract(PassContract):
         return {"mixed": mixed, "traced": traced}
 
     def candidates(self, program: Program) -> Iterable[fx.Node]:
-        kinds = "reshape permute transpose expand dropout to cat pad constant_pad_nd slice max_pool2d".split()
+        kinds = ["reshape", "permute", "transpose", "expand", "dropout", "to", "cat", "pad", "slice", "max_pool2d"]
+            "reshape",
+            "permute",
+            "transpose",
+            "expand",
+            "dropout",
+            "to",
+            "cat",
+            "pad",
+            "constant_pad_nd",
+            "slice",
+            "max_pool2d",
+        ]
         return [node for node in program.calls if op_name(node).removeprefix("aten.") in kinds]

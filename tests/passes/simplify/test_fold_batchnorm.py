@@ -44,7 +44,9 @@ PLAIN: dict[str, Layer] = {
     "grouped": (
         lambda x, w, b: aten.conv2d.default(x, w, b, [1, 1], [0, 0], [1, 2], 2), (2, 4, 7, 5), (6, 2, 3, 2), 6,
     ),
-    "depthwise": (lambda x, w, b: aten.conv2d.default(x, w, b, [1, 1], [0, 0], [1, 1], 4), (2, 4, 7, 5), (8, 1, 3, 3), 8),
+    "depthwise": (
+        lambda x, w, b: aten.conv2d.default(x, w, b, [1, 1], [0, 0], [1, 1], 4), (2, 4, 7, 5), (8, 1, 3, 3), 8,
+    ),
     "linear": (aten.linear.default, (3, 4), (6, 4), 6),
 }  # fmt: skip
 
@@ -143,7 +145,9 @@ def test_statistics_without_scale_and_shift() -> None:
         return norm(aten.linear.default(x, w), None, None, mean, variance)
 
     kept = {name: tensor for name, tensor in statistics(6).items() if name in ("norm.mean", "norm.var")}
-    result, _ = run_pass(FoldBatchNorm(), program_of(forward, {"x": torch.zeros(3, 4)}, {**draw({"w": (6, 4)}), **kept}))
+    result, _ = run_pass(
+        FoldBatchNorm(), program_of(forward, {"x": torch.zeros(3, 4)}, {**draw({"w": (6, 4)}), **kept})
+    )
     assert len(result.calls) == 1
 
 
@@ -381,7 +385,7 @@ def test_rows_of_operations_fold_all_at_once() -> None:
         return aten.conv2d.default(row(x, *kept), w)
 
     for forward, channels in ((behind, 6), (ahead, 4)):
-        kept = {name: (channels, 1, 1) for name in ("mean", "deviation", "gamma", "beta")}
+        kept = dict.fromkeys(("mean", "deviation", "gamma", "beta"), (channels, 1, 1))
         result, report = run_pass(FoldBatchNorm(), program_of(forward, {"x": X}, draw({**CONV, **kept})))
         assert len(result.calls) == 1
         assert len(report.applied) == 4
@@ -461,9 +465,7 @@ def both_sides() -> Program:
         return aten.sub.Tensor(y, 0.5)
 
     shapes = {"body.weight": (4, 4, 3, 3), "up.weight": (4, 3, 2, 2), "c": (1, 4, 1, 1), "d": (4, 1, 1)}
-    return program_of(
-        forward, {"x": X}, {**draw(shapes, trainable=True), **statistics(4)}, dynamic={"x": {0: "batch"}}
-    )
+    return program_of(forward, {"x": X}, {**draw(shapes, trainable=True), **statistics(4)}, dynamic={"x": {0: "batch"}})
 
 
 class TestContract(PassContract):

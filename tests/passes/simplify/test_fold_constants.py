@@ -114,7 +114,7 @@ def test_random_calls_stay() -> None:
     def forward(x, w):
         return aten.add.Tensor(x, aten.rand_like.default(w)), aten.mul.Tensor(x, aten.bernoulli.p(w, 0.5))
 
-    result, report = run_pass(FoldConstants(), program_of(forward, {"x": X}, draw({"w": (3,)})))
+    _result, report = run_pass(FoldConstants(), program_of(forward, {"x": X}, draw({"w": (3,)})))
     assert not report.changed
     assert reasons(report) == {"rand_like_default": "skipped: it is random", "bernoulli_p": "skipped: it is random"}
 
@@ -155,7 +155,7 @@ def test_what_is_behind_something_that_stays_stays_too() -> None:
         return aten.add.Tensor(x, aten.neg.default(aten.sum.default(aten.expand.default(w, [50, 3]))))
 
     program = program_of(forward, {"x": X}, draw({"w": (1, 3)}))
-    result, report = run_pass(FoldConstants(growth=0), program)
+    _result, report = run_pass(FoldConstants(growth=0), program)
     assert not report.changed
     assert list(reasons(report)) == ["expand_default"]
 
@@ -196,7 +196,9 @@ def test_what_stems_from_a_trainable_weight_is_trainable(trainable: bool) -> Non
 
 def test_integers_that_stem_from_a_trainable_weight_are_constants() -> None:
     program = program_of(
-        lambda x, w: aten.index_select.default(x, 1, aten.argsort.default(w)), {"x": X}, draw({"w": (3,)}, trainable=True)
+        lambda x, w: aten.index_select.default(x, 1, aten.argsort.default(w)),
+        {"x": X},
+        draw({"w": (3,)}, trainable=True),
     )
     result, _ = run_pass(FoldConstants(), program)
     ((_, folded),) = result.weights()
