@@ -284,16 +284,4 @@ class TestContract(PassContract):
 
     def candidates(self, program: Program) -> Iterable[fx.Node]:
         kinds = ["reshape", "permute", "transpose", "expand", "dropout", "to", "cat", "pad", "slice", "max_pool2d"]
-            "reshape",
-            "permute",
-            "transpose",
-            "expand",
-            "dropout",
-            "to",
-            "cat",
-            "pad",
-            "constant_pad_nd",
-            "slice",
-            "max_pool2d",
-        ]
         return [node for node in program.calls if op_name(node).removeprefix("aten.") in kinds]
