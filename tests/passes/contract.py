@@ -209,8 +209,9 @@ def _entries(report: PassReport) -> list[tuple[str, str, str]]:
 
 
 def _contracts(kind: type[PassContract] = PassContract) -> list[type[PassContract]]:
-    """All that are imported: in a run of the whole suite, one process then serves them all."""
-    return [each for child in kind.__subclasses__() for each in (child, *_contracts(child))]
+    """All that pytest has collected: in a run of the whole suite, one process then serves them all."""
+    below = [each for child in kind.__subclasses__() for each in (child, *_contracts(child))]
+    return [each for each in below if each.__name__.startswith("Test")]
 
 
 def _path(kind: type[PassContract]) -> str:

@@ -214,8 +214,10 @@ def _block(sketch: Sketch, i: int) -> None:
     """A layer between two norms (or their pieces), each of which may be missing."""
     layers = {4: (_convolution, _transposed), 3: (_linear,), 2: (_linear,)}[sketch.values[i].dim()]
     for kinds in ((_nothing, _norm, _affine), layers, (_norm, _affine, _nothing)):
+        before = len(sketch.values)
         sketch.draw(st.sampled_from(kinds))(sketch, i)
-        i = len(sketch.values) - 1
+        if len(sketch.values) > before:
+            i = len(sketch.values) - 1
 
 
 def _nothing(sketch: Sketch, i: int) -> None:
