@@ -154,11 +154,12 @@ NAN = torch.where(torch.eye(3) > 0, torch.nan, W)
     [
         (W, nn.Parameter(W.clone())),
         (nn.Parameter(W.clone()), nn.Parameter(W.clone(), requires_grad=False)),
+        (W, nn.Parameter(W.clone(), requires_grad=False)),
         (W, W.T.contiguous()),
         (torch.zeros(3, 3), -torch.zeros(3, 3)),
         (W, torch.nextafter(W, torch.tensor(9.0))),
     ],
-    ids=["parameter", "frozen", "transposed", "sign-of-zero", "one-ulp"],
+    ids=["parameter", "frozen", "frozen-and-constant", "transposed", "sign-of-zero", "one-ulp"],
 )
 def test_weights_that_differ_stay(first: torch.Tensor, second: torch.Tensor) -> None:
     result, report = run_pass(Dedupe(), two_weights(first, second))

@@ -208,7 +208,6 @@ NO_AFFINE: dict[str, Callable[[Any, Any], Any]] = {
     "truncates": lambda x, c: aten.div.Tensor_mode(x, c, rounding_mode="trunc"),
     "square": lambda x, c: aten.mul.Tensor(x, x),
     "power": lambda x, c: aten.pow.Tensor_Scalar(x, 2),
-    "widens": lambda x, c: aten.add.Tensor(x, aten.to.dtype(c, torch.float64)),
 }
 
 
@@ -220,6 +219,13 @@ def test_other_arithmetic_is_no_candidate(name: str) -> None:
     _, report = run_pass(FoldBatchNorm(), program)
     assert not report.changed
     assert not report.entries
+
+
+@pytest.mark.parametrize(("layer", "other"), [(torch.float32, torch.float64), (torch.float16, torch.float32)])
+def test_constants_that_widen_the_dtype_stay(layer: torch.dtype, other: torch.dtype) -> None:
+    weights = {"w": draw({"w": (6, 4, 1, 1)})["w"].to(layer), "c": draw({"c": C})["c"].to(other)}
+    program = program_of(lambda x, w, c: aten.mul.Tensor(aten.conv2d.default(x, w), c), {"x": X.to(layer)}, weights)
+    assert not run_pass(FoldBatchNorm(), program)[1].changed
 
 
 def skipped(function: Callable[..., Any], shapes: Mapping[str, tuple[int, ...]], x: torch.Tensor = X) -> dict[str, str]:
