@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ class Rewriter:
         self.by = by
         self._fake = fake_mode(program)
         self._unread = {node for node in program.graph.nodes if not node.users}
+        self._renamed: dict[fx.Node, str] = {}
 
     def __enter__(self) -> Rewriter:
         return self
@@ -46,6 +48,7 @@ class Rewriter:
     ) -> None:
         if error is None:
             self.sweep(but=self._unread)
+            self._take_free_names()
             self.program.module.recompile()
 
     def call(
@@ -78,15 +81,21 @@ class Rewriter:
         return node
 
     def weight(self, name: str, tensor: torch.Tensor, *, sources: Sequence[fx.Node] = ()) -> fx.Node:
-        """Add a weight; ``name`` is made distinct. Returns its ``get_attr`` node, placed behind the other weights."""
+        """Add a weight. Returns its ``get_attr`` node, placed behind the other weights.
+
+        A name that is taken gets a number, until the weight that bears it is swept away.
+        """
         module, graph = self.program.module, self.program.graph
         parts = [part if part.isdigit() else identifier(part) for part in name.split(".")]
-        target = _free_target(module, ".".join(parts))
+        wanted = next((given for node, given in self._renamed.items() if node.target == name), ".".join(parts))
+        target = _free_target(module, wanted)
         _set(module, target, tensor)
         with graph.inserting_before(self.program.calls[0] if self.program.calls else graph.output_node()):
             node = graph.create_node("get_attr", target, name=identifier(target))
         node.meta = self._meta(sources)
         node.meta["val"] = self._fake.from_tensor(tensor.detach(), static_shapes=True)
+        if target != wanted:
+            self._renamed[node] = wanted
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -147,6 +156,16 @@ class Rewriter:
         output = self.program.graph.output_node()
         output.meta["val"] = tuple(node.meta["val"] for node in self.program.outputs)
 
+    def _take_free_names(self) -> None:
+        """Let weights that replaced others have their names."""
+        module, present = self.program.module, set(self.program.graph.nodes)
+        for node, wanted in self._renamed.items():
+            if node in present and not _is_taken(module, wanted):
+                tensor = self.program.weight(node)
+                _delete(module, str(node.target))
+                _set(module, wanted, tensor)
+                node.target = wanted
+
     def _sweep_attributes(self) -> None:
         module = self.program.module
         used = {node.target for node in self.program.graph.find_nodes(op="get_attr")}
@@ -155,8 +174,7 @@ class Rewriter:
             *module.named_buffers(remove_duplicate=False),
         ]:
             if not any(name == target or name.startswith(f"{target}.") for target in used):
-                parent, _, leaf = name.rpartition(".")
-                delattr(module.get_submodule(parent), leaf)
+                _delete(module, name)
         module.delete_all_unused_submodules()
 
 
@@ -183,7 +201,10 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
-    """Compute a call's FakeTensor (or tuple of them, or symbolic size) from those of its arguments."""
+    """Compute a call's FakeTensor (or tuple of them, or symbolic size) from those of its arguments.
+
+    Questions about dynamic sizes are answered by the traced example without a guard, so that asking fixes none.
+    """
     owner = node.graph.owning_module
 
     def value(argument: fx.Node) -> Any:
@@ -194,7 +215,8 @@ def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     assert callable(node.target)
-    with mode, torch.no_grad():
+    guards = mode.shape_env.suppress_guards() if mode.shape_env is not None else nullcontext()
+    with mode, guards, torch.no_grad():
         return node.target(*cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs))
 
 
@@ -215,6 +237,11 @@ def _is_taken(module: torch.nn.Module, target: str) -> bool:
         if not isinstance(module, torch.nn.Module):
             return True
     return hasattr(module, leaf)
+
+
+def _delete(module: torch.nn.Module, target: str) -> None:
+    parent, _, leaf = target.rpartition(".")
+    delattr(module.get_submodule(parent), leaf)
 
 
 def _set(module: torch.nn.Module, target: str, tensor: torch.Tensor) -> None:

@@ -82,6 +82,29 @@ def test_new_weights_get_free_names(program):
         assert other.target == "1.a_b"
 
 
+def test_a_replaced_weight_leaves_its_name(program):
+    conv = node_of(program, "conv2d")
+    with program.rewrite(by="test") as rewriter:
+        fresh = rewriter.set_weight(conv, conv.args[1], program.weight(conv.args[1]) * 2)
+    assert fresh.target == "stem.weight"
+    torch.testing.assert_close(dict(program.weights())["stem.weight"], program.module.stem.weight)
+    program.verify(full=True)
+
+
+def test_inference_fixes_no_dynamic_dimension(program):
+    x = program.inputs[0]
+    with program.rewrite(by="test") as rewriter:
+        padded = rewriter.call(aten.constant_pad_nd.default, (x, [0, 0]), before=program.calls[0], sources=[x])
+        rewriter.replace(
+            program.outputs[0],
+            rewriter.call(aten.mean.dim, (padded, [1, 2]), before=program.graph.output_node(), sources=[x]),
+        )
+    program.verify(full=True)
+    assert isinstance(padded.meta["val"].shape[0], torch.SymInt)
+    assert str(x.meta["val"].shape[0]) in program.dim_names
+    assert program(torch.randn(7, 3, 7, 5)).shape == (7, 5)
+
+
 def test_impure_calls_survive_the_sweep(program):
     x = program.inputs[0]
     with program.rewrite(by="test") as rewriter:

@@ -159,7 +159,7 @@ def test_what_was_trainable_stays_so(trainable: bool) -> None:
     for name, tensor in result.weights():
         assert isinstance(tensor, nn.Parameter), name
         assert tensor.requires_grad is trainable
-    assert sorted(name for name, _ in result.weights()) == ["0.bias", "0.weight_1"]
+    assert sorted(name for name, _ in result.weights()) == ["0.bias", "0.weight"]
 
 
 X = torch.zeros(2, 4, 7, 5)
