@@ -15,6 +15,12 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def test_the_page_of_operators_is_what_the_tables_say() -> None:
+    from docs.supported_ops import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python docs/supported_ops.py"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the example models, as a reader of the page would have them."""

@@ -165,6 +165,11 @@ def find_op(domain: str, op_type: str, opset: int) -> Op | None:
     return next((row for row in _OPS.get((domain, op_type), ()) if row.since <= opset), None)
 
 
+def registered_operators(domain: str = "") -> list[str]:
+    """Names of all operators of a domain that have a row, in alphabetical order."""
+    return sorted(name for where, name in _OPS if where == domain)
+
+
 def find_symbolic_op(node: OnnxNode, inputs: Sequence[Value | None]) -> OpFunction | None:
     """The shape arithmetic for a node whose inputs are all host values, if it is that: some input is symbolic."""
     symbolic = [is_symbolic(value) for value in inputs]
