@@ -22,8 +22,8 @@ read: training operators, sequences, optional types, strings, `ImageDecoder`, 4-
 
 {onnx}
 
-`If` with a known condition is folded, otherwise it becomes `torch.cond`; `Loop` and `Scan` are unrolled where the number of
-rounds is known; recurrent layers need a fixed length of the sequence.
+`If` with a known condition is folded, otherwise it becomes `torch.cond`; `Loop` and `Scan` are unrolled where the
+number of rounds is known; recurrent layers need a fixed length of the sequence.
 
 ## Reading torch
 
