@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Program": "shave.ir.program",
     "trace": "shave.ir.from_torch",
+    "from_exported": "shave.ir.from_torch",
     "read": "shave.ir.reader",
     "PassManager": "shave.manager",
     "compile": "shave.backends.compiler",
     "load": "shave.backends.runtime",
 }
 
-__all__ = ["PassManager", "Program", "__version__", "compile", "load", "read", "trace"]
+__all__ = ["PassManager", "Program", "__version__", "compile", "from_exported", "load", "read", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,14 @@ def test_program_computes_what_the_module_computes():
     program.verify(full=True)
 
 
+def test_an_exported_program_becomes_a_program():
+    module = ConvNet().eval()
+    x = torch.randn(2, 3, 7, 5)
+    program = shave.from_exported(torch.export.export(module, (x,)), input_names=["image"], output_names=["scores"])
+    assert str(program.signature) == "(image: float32[2, 3, 7, 5]) -> (scores: float32[2, 5])"
+    torch.testing.assert_close(program(image=x), module(x), rtol=0, atol=0)
+
+
 def test_composites_stay_whole_and_dropout_goes():
     program = shave.trace(ConvNet(), (torch.randn(1, 3, 7, 5),))
     names = [op_name(node) for node in program.calls]
