@@ -13,10 +13,12 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
+from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shave.backends.tvm.emit.registry import emitter_of
+from shave.backends.tvm.recurrent import DECOMPOSITIONS
 from shave.ir.ops import Trait, has_trait, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter, fake_mode, is_impure
@@ -91,13 +93,13 @@ def _decompose(program: Program, rewriter: Rewriter) -> bool:
         for overload, decomposition in core_aten_decompositions().items()
         if emitter_of(_Named(overload)) is None  # type: ignore[arg-type]
     }
-    changed = False
+    changed, mode = False, fake_mode(program)
     for node in program.calls:
         if emitter_of(node) is not None or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if _is_size(node):
             continue
-        changed |= _expand(program, rewriter, node, table)
+        changed |= _expand(rewriter, node, table, mode)
     return changed
 
 
@@ -108,22 +110,26 @@ class _Named:
         self.target = target
 
 
-def _expand(program: Program, rewriter: Rewriter, node: fx.Node, table: dict[Any, Any]) -> bool:
+def _expand(rewriter: Rewriter, node: fx.Node, table: dict[Any, Any], mode: FakeTensorMode) -> bool:
     inputs = node.all_input_nodes
 
     def call(*values: Any) -> Any:
-        given = dict(zip(inputs, values, strict=True))
+        # Aliases: some decompositions transpose their arguments in place.
+        given = {
+            n: torch.ops.aten.alias(v) if isinstance(v, torch.Tensor) else v
+            for n, v in zip(inputs, values, strict=True)
+        }
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given[n])
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+        return DECOMPOSITIONS.get(op_name(node), cast(Callable[..., Any], node.target))(*args, **kwargs)
 
     try:
-        with fake_mode(program), torch.no_grad():
+        with mode, torch.no_grad():
             tracer = make_fx(functionalize(call, remove="mutations"), decomposition_table=table, tracing_mode="real")
             traced = tracer(*[n.meta["val"] for n in inputs])
-    except Exception:
+    except (RuntimeError, NotImplementedError):  # no decomposition, or one that depends on data
         return False
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]
-    if any(n.op == "get_attr" for n in traced.graph.nodes) or [n.target for n in calls] == [node.target]:
+    if any(n.op == "get_attr" for n in traced.graph.nodes) or any(n.target is node.target for n in calls):
         return False
     made: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
     for inner in calls:

@@ -68,7 +68,10 @@ def _weights(
         value = scalar.cast(scores(*i), work) * number(scale, work)
         for m in mask:
             assert mask_shape is not None
-            at = [0 if isinstance(s, int) and s == 1 else k for s, k in zip(mask_shape, i[-len(mask_shape) :], strict=True)]
+            at = [
+                0 if isinstance(s, int) and s == 1 else k
+                for s, k in zip(mask_shape, i[-len(mask_shape) :], strict=True)
+            ]
             if str(m.dtype) == "bool":
                 value = tirx.Select(m(*at), value, hidden)
             else:
@@ -88,9 +91,9 @@ def _weights(
     total = reduce_over(powers, [last], te.sum, lambda *i: powers(*i), True, name="total")
     inverse = te.compute(
         total.shape,
-        lambda *i: tirx.Select(scalar.equal(total(*i), tirx.const(0, work)), tirx.const(0, work), tirx.const(1, work) / total(*i)),
+        lambda *i: tirx.Select(
+            scalar.equal(total(*i), tirx.const(0, work)), tirx.const(0, work), tirx.const(1, work) / total(*i)
+        ),
         name="inverse",
     )
     return te.compute(scores.shape, lambda *i: scalar.cast(powers(*i) * inverse(*at(i)), dtype), name="weights")
-
-

@@ -43,5 +43,3 @@ def _function(emitter: Emitter, node: fx.Node, module: fx.GraphModule) -> Any:
         function = emitter.builder.emit_func_output(relax.Tuple(outputs), inputs)
     emitter.kernel_calls += inner.kernel_calls
     return function
-
-

@@ -154,9 +154,7 @@ def _expression(emitter: Emitter, node: fx.Node, a: _Arguments, inputs: list[Any
                     at = out[d] * a.stride[d] - a.padding[d][0] + taps[d] * a.dilation[d]
                 hits += [at >= 0, at < x.shape[2 + d]]
                 position.append(at)
-            value = tirx.if_then_else(
-                tirx.all(*hits), scalar.cast(x(n, channel, *position), work), tirx.const(0, work)
-            )
+            value = tirx.if_then_else(tirx.all(*hits), scalar.cast(x(n, channel, *position), work), tirx.const(0, work))
             weights = weight(channel, o % outputs_of_group, *taps) if a.transposed else weight(o, c, *taps)
             return te.sum(value * scalar.cast(weights, work), axis=[c, *taps])
 

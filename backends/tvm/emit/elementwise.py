@@ -105,8 +105,6 @@ def _lerp(start: Any, end: Any, weight: Any) -> Any:
 
 
 pointwise("aten.neg")(lambda x: const(0, x) - x if not scalar.is_float(x) else const(-1, x) * x)
-pointwise("aten.positive", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout",
-          "aten.feature_dropout", "aten.lift_fresh_copy")(lambda x, *_: x)  # fmt: skip
 pointwise("aten.square")(lambda x: x * x)
 
 
@@ -359,7 +357,17 @@ def _nan_to_num(emitter: Emitter, node: fx.Node) -> Value:
 # Conversions
 
 
-@emits("aten._to_copy", "aten.to", "aten.type_as", "aten.float", "aten.half", "aten.bfloat16", "prims.convert_element_type")
+@emits("aten.positive", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout",
+       "aten.feature_dropout", "aten.lift_fresh_copy")  # fmt: skip
+def _identity(emitter: Emitter, node: fx.Node) -> Value:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    return emitter.value(x)
+
+
+@emits(
+    "aten._to_copy", "aten.to", "aten.type_as", "aten.float", "aten.half", "aten.bfloat16", "prims.convert_element_type"
+)
 def _convert(emitter: Emitter, node: fx.Node) -> Value:
     source = emitter.arguments(node)
     x = source.get("self", source.get("a"))
@@ -368,9 +376,7 @@ def _convert(emitter: Emitter, node: fx.Node) -> Value:
     have = emitter.value(x)
     if have.dtype == emitter.dtype(node):
         return have
-    return emit_elements(
-        emitter, node, [x], [], lambda loads, _: scalar.cast(loads[x], emitter.dtype(node))
-    )
+    return emit_elements(emitter, node, [x], [], lambda loads, _: scalar.cast(loads[x], emitter.dtype(node)))
 
 
 @emits("aten.glu")
@@ -388,4 +394,3 @@ def _glu(emitter: Emitter, node: fx.Node) -> Any:
         return te.compute(shape, element, name="glu")
 
     return emitter.te(node, compute, emitter.plain(x), shape=shape, half=half)
-

@@ -122,7 +122,8 @@ class Emitter:
                     self.values[node] = self._placeholder(node)
             elif node.op == "output":
                 outputs = [
-                    self._across_border(self.plain(value), dtype_name(value.meta["val"].dtype)) for value in node.args[0]
+                    self._across_border(self.plain(value), dtype_name(value.meta["val"].dtype))
+                    for value in node.args[0]
                 ]
         if problems:
             raise UnsupportedError("the TVM backend cannot compile " + "; ".join(problems))

@@ -63,9 +63,7 @@ def _gather(emitter: Emitter, node: fx.Node) -> Any:
     axis %= len(emitter.shape(x))
 
     def compute(x: Any, index: Any, shape: Sequence[Size]) -> Any:
-        return te.compute(
-            shape, lambda *i: x(*i[:axis], safe(index(*i), x.shape[axis]), *i[axis + 1 :]), name="gather"
-        )
+        return te.compute(shape, lambda *i: x(*i[:axis], safe(index(*i), x.shape[axis]), *i[axis + 1 :]), name="gather")
 
     return emitter.te(node, compute, emitter.plain(x), emitter.plain(index), shape=emitter.shape(node))
 
@@ -264,7 +262,9 @@ def _slice_scatter(emitter: Emitter, node: fx.Node) -> Any:
         def element(*i: Any) -> Any:
             offset = i[axis] - begin
             place = offset if step == 1 else tirx.floordiv(offset, step)
-            hit = tirx.all(offset >= 0, place < count, *([] if step == 1 else [scalar.equal(tirx.floormod(offset, step), 0)]))
+            hit = tirx.all(
+                offset >= 0, place < count, *([] if step == 1 else [scalar.equal(tirx.floormod(offset, step), 0)])
+            )
             return tirx.if_then_else(hit, source(*i[:axis], place, *i[axis + 1 :]), x(*i))
 
         return te.compute(shape, element, name="slice_scatter")

@@ -142,9 +142,7 @@ def batched(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool) -
     return _expression(emitter, node, left, right, [batch, rows, columns], transposed)
 
 
-def _expression(
-    emitter: Emitter, node: fx.Node, left: Any, right: Any, shape: Sequence[Size], transposed: bool
-) -> Any:
+def _expression(emitter: Emitter, node: fx.Node, left: Any, right: Any, shape: Sequence[Size], transposed: bool) -> Any:
     """Integers (exact) and double precision."""
     dtype = emitter.dtype(node)
     work = accumulator(dtype)

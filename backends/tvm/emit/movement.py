@@ -196,7 +196,13 @@ def _slice(emitter: Emitter, node: fx.Node) -> Any:
     size = emitter.shape(x)
     axis %= len(size)
     return slice_axis(
-        emitter, node, x, axis, slice_start(arguments["start"], size[axis]), emitter.shape(node), arguments.get("step", 1)
+        emitter,
+        node,
+        x,
+        axis,
+        slice_start(arguments["start"], size[axis]),
+        emitter.shape(node),
+        arguments.get("step", 1),
     )
 
 
@@ -210,7 +216,9 @@ def _select(emitter: Emitter, node: fx.Node) -> Any:
     return gather(emitter, node, x, lambda index, p: [*index[:axis], p, *index[axis:]], position)
 
 
-@emits("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split", "aten.unsafe_chunk")
+@emits(
+    "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.tensor_split", "aten.unsafe_chunk"
+)
 def _split(emitter: Emitter, node: fx.Node) -> Any:
     arguments = emitter.arguments(node)
     x, axis = arguments["self"], arguments["dim"]
@@ -219,7 +227,9 @@ def _split(emitter: Emitter, node: fx.Node) -> Any:
     start: Any = 0
     for claimed in node.meta["val"]:
         shape = emitter.sizes.shape(claimed.shape)
-        parts.append(_channels_of_blocked(emitter, x, axis, start, shape) or slice_axis(emitter, node, x, axis, start, shape))
+        parts.append(
+            _channels_of_blocked(emitter, x, axis, start, shape) or slice_axis(emitter, node, x, axis, start, shape)
+        )
         start = start + shape[axis]
     return parts
 
@@ -339,7 +349,9 @@ def _stack(emitter: Emitter, node: fx.Node) -> Any:
     shape = emitter.shape(node)
     axis %= len(shape)
     unit = (*shape[:axis], 1, *shape[axis + 1 :])
-    return _join(emitter, node, [emitter.reshape(emitter.plain(p), unit) for p in pieces], [1] * len(pieces), axis, shape)
+    return _join(
+        emitter, node, [emitter.reshape(emitter.plain(p), unit) for p in pieces], [1] * len(pieces), axis, shape
+    )
 
 
 # Repeats
@@ -383,9 +395,7 @@ def _repeat_interleave(emitter: Emitter, node: fx.Node) -> Any:
 
         return emitter.te(node, compute, flat, repeats, shape=shape)
     axis %= len(shape)
-    return gather(
-        emitter, node, x, lambda i, r: [a // r if d == axis else a for d, a in enumerate(i)], repeats
-    )
+    return gather(emitter, node, x, lambda i, r: [a // r if d == axis else a for d, a in enumerate(i)], repeats)
 
 
 # Padding

@@ -109,9 +109,7 @@ def _inverse_root(squares: Any, total: Any, epsilon: float, work: str) -> Any:
     )
 
 
-def _with_statistics(
-    emitter: Emitter, node: fx.Node, x: fx.Node, axes: list[int], epsilon: float, result: Any
-) -> Any:
+def _with_statistics(emitter: Emitter, node: fx.Node, x: fx.Node, axes: list[int], epsilon: float, result: Any) -> Any:
     """``native_layer_norm`` returns mean and 1 / deviation too; they are emitted only where something reads them."""
     claimed = node.meta["val"]
     if not isinstance(claimed, (tuple, list)):

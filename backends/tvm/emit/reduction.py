@@ -223,9 +223,7 @@ def _norm(emitter: Emitter, node: fx.Node) -> Any:
         if order == 0:
             nonzero = lambda *i: scalar.cast(scalar.differ(size(*i), tirx.const(0, work)), work)  # noqa: E731
             return _finish(emitter, node, reduce_over(x, axes, te.sum, nonzero, keep))
-        total = reduce_over(
-            x, axes, te.sum, lambda *i: scalar.power(size(*i), tirx.const(order, work)), keep
-        )
+        total = reduce_over(x, axes, te.sum, lambda *i: scalar.power(size(*i), tirx.const(order, work)), keep)
         root = tirx.const(1 / order, work)
         return _finish(emitter, node, total, lambda v: tirx.sqrt(v) if order == 2 else scalar.power(v, root))
 
@@ -249,6 +247,7 @@ def _with_nan(x: Any, axes: Sequence[int], keep: bool, extreme: Any) -> Any:
     """NaN where any reduced element is NaN, ``extreme`` elsewhere."""
     if "float" not in str(x.dtype):
         return extreme
+
     # The sum of x - x is NaN exactly where an element is NaN or infinite; infinities are masked.
     def trace(*i: Any) -> Any:
         value = x(*i)
@@ -276,9 +275,7 @@ def _extreme_with_index(emitter: Emitter, node: fx.Node, x: fx.Node, axis: int, 
     if not emitter.shape(x):
         zero = emitter.te(node, lambda shape: te.compute(shape, lambda *_: tirx.const(0, "int64")), shape=shape)
         return [emitter.plain(x), zero]
-    value = emitter.te(
-        node, lambda x: _with_nan(x, [axis], keep, _extreme(x, [axis], keep, largest)), emitter.plain(x)
-    )
+    value = emitter.te(node, lambda x: _with_nan(x, [axis], keep, _extreme(x, [axis], keep, largest)), emitter.plain(x))
     index = emitter.te(node, lambda x: first_extreme(x, axis, keep, largest), emitter.plain(x))
     return [emitter.reshape(value, shape), emitter.reshape(index, shape)]
 
@@ -293,7 +290,11 @@ def first_extreme(x: Any, axis: int, keep: bool, largest: bool) -> Any:
         value, found = x(*i), best(*[0 if d == axis else k for d, k in enumerate(i)])
         if str(x.dtype) == "bool":
             value, found = tirx.Cast("int8", value), tirx.Cast("int8", found)
-        hit = scalar.equal(value, found) if "float" not in str(x.dtype) else tirx.Or(scalar.equal(value, found), scalar.is_nan(value))
+        hit = (
+            scalar.equal(value, found)
+            if "float" not in str(x.dtype)
+            else tirx.Or(scalar.equal(value, found), scalar.is_nan(value))
+        )
         return tirx.Select(hit, tirx.Cast("int32", i[axis]), end)
 
     place = reduce_over(x, [axis], te.min, candidate, keep, name="place")
@@ -371,5 +372,3 @@ def _scan(emitter: Emitter, node: fx.Node) -> Any:
         node, lambda x: te.compute(x.shape, lambda *i: scalar.cast(x(*i), dtype), name="convert"), emitter.plain(x)
     )
     return emitter.te(node, lambda x: scan(x, axis=axis % len(shape), dtype=dtype), wide)
-
-

@@ -40,9 +40,7 @@ def _scales(emitter: Emitter, node: fx.Node, axes: int) -> list[Any]:
     return [*given] if given else [None] * axes
 
 
-def _upsample(
-    emitter: Emitter, node: fx.Node, taps: Any
-) -> Value:
+def _upsample(emitter: Emitter, node: fx.Node, taps: Any) -> Value:
     """Emit a separable interpolation: ``taps(axis, output position, input extent, output extent, scale)``."""
     x = node.args[0]
     assert isinstance(x, fx.Node)
@@ -55,9 +53,7 @@ def _upsample(
     def compute(x: Any, full: Sequence[Size], shape: Sequence[Size]) -> Any:
         def element(*index: Any) -> Any:
             lead, rest = index[:2], index[2 + axes :]
-            along = [
-                taps(index[2 + a], x.shape[2 + a], full[2 + a], scales[a]) for a in range(axes)
-            ]
+            along = [taps(index[2 + a], x.shape[2 + a], full[2 + a], scales[a]) for a in range(axes)]
             total: Any = None
             for combination in combinations(*along):
                 value = scalar.cast(x(*lead, *[position for position, _ in combination], *rest), work)

@@ -133,7 +133,10 @@ def floor_mod(a: Any, b: Any) -> Any:
     if not is_float(a):
         return tirx.floormod(a, b)
     remainder = libm("fmod")(a, b)
-    wrong = tirx.And(differ(remainder, const(0, a)), differ(tirx.Cast("int8", remainder < const(0, a)), tirx.Cast("int8", b < const(0, a))))
+    wrong = tirx.And(
+        differ(remainder, const(0, a)),
+        differ(tirx.Cast("int8", remainder < const(0, a)), tirx.Cast("int8", b < const(0, a))),
+    )
     return tirx.Select(wrong, remainder + b, remainder)
 
 

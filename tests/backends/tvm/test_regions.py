@@ -1,0 +1,97 @@
+"""Which nodes a kernel swallows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import fx
+
+from shave.backends.tvm.kernels.epilogue import Activation, Residual
+from shave.backends.tvm.regions import Region, find_regions
+from shave.ir.from_torch import trace
+from shave.ir.ops import op_name
+
+
+class _After(torch.nn.Module):
+    """A linear layer and what comes behind it."""
+
+    def __init__(self, then: Callable[..., object]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+        self.then = then
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> object:
+        return self.then(self.layer(x), y)
+
+
+def _region(then: Callable[..., object], shape: tuple[int, ...] = (3, 4)) -> Region:
+    program = trace(_After(then), (torch.randn(3, 4), torch.randn(shape)))
+    regions = find_regions(program.graph, lambda node: op_name(node) == "aten.linear")
+    (region,) = regions.values()
+    return region
+
+
+def _names(region: Region) -> list[str]:
+    return [op_name(node).removeprefix("aten.") for node in region.nodes]
+
+
+@pytest.mark.parametrize(
+    ("function", "step"),
+    [
+        (F.relu, Activation("relu")),
+        (lambda x: F.relu6(x), Activation("clip", (0.0, 6.0))),
+        (lambda x: x.clamp(min=0), Activation("relu")),
+        (lambda x: x.clamp(-1, 2), Activation("clip", (-1.0, 2.0))),
+        (lambda x: F.leaky_relu(x, 0.1), Activation("leaky_relu", (0.1,))),
+        (F.silu, Activation("silu")),
+        (F.gelu, Activation("gelu")),
+        (lambda x: F.gelu(x, approximate="tanh"), Activation("gelu_tanh")),
+        (F.hardswish, Activation("hardswish")),
+        (F.elu, Activation("elu", (1.0,))),
+        (lambda x: x * torch.sigmoid(x), Activation("silu")),
+        (lambda x: F.hardsigmoid(x) * x, Activation("hardswish")),
+    ],
+)
+def test_activations_are_swallowed(function: Callable[[torch.Tensor], torch.Tensor], step: Activation) -> None:
+    assert _region(lambda x, y: function(x) / y).steps == (step,)
+
+
+def test_addition_then_activation() -> None:
+    region = _region(lambda x, y: F.relu(y + x))
+    assert _names(region) == ["linear", "add", "relu"]
+    assert region.steps == (Residual(), Activation("relu"))
+    assert [node.name for node in region.residuals] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("then", "shape"),
+    [
+        pytest.param(lambda x, y: (F.relu(x), x), (3, 4), id="two readers"),
+        pytest.param(lambda x, y: x + y, (4,), id="broadcast"),
+        pytest.param(lambda x, y: torch.add(x, y, alpha=2), (3, 4), id="scaled"),
+        pytest.param(lambda x, y: x + x, (3, 4), id="itself"),
+        pytest.param(lambda x, y: x.clamp(max=2.0), (3, 4), id="half a clamp"),
+        pytest.param(lambda x, y: F.softplus(x, beta=2), (3, 4), id="other softplus"),
+        pytest.param(lambda x, y: y.relu() * x, (3, 4), id="not an epilogue"),
+    ],
+)
+def test_what_is_no_chain_stays_outside(then: Callable[..., object], shape: tuple[int, ...]) -> None:
+    assert _names(_region(then, shape)) == ["linear"]
+
+
+def test_of_two_anchors_that_meet_one_swallows_the_sum() -> None:
+    class Meet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x) + self.b(x)
+
+    program = trace(Meet(), (torch.randn(3, 4),))
+    regions = find_regions(program.graph, lambda node: op_name(node) == "aten.linear")
+    nodes: list[fx.Node] = [node for region in regions.values() for node in region.nodes]
+    assert len(nodes) == len(set(nodes)) == 3
