@@ -1,9 +1,9 @@
 """The two layouts of a value, and the changes between them.
 
-*Plain* is row-major in the order of the operator's own dimensions. *Blocked* is [N, ceil(C / B), *spatial, B]: one vector
-holds B = ``target.lanes`` channels of one pixel; where C is no multiple of B, the last block has lanes that hold nothing
-and that nobody reads. A :class:`Value` starts in the layout its producer made; the other one is made when somebody asks
-for it, once. So a chain of convolutions, additions and poolings stays blocked from end to end.
+*Plain* is row-major in the order of the operator's own dimensions. *Blocked* is [N, ceil(C / B), *spatial, B]: one
+vector holds B = ``target.lanes`` channels of one pixel; where C is no multiple of B, the last block has lanes that hold
+nothing and that nobody reads. A :class:`Value` starts in the layout its producer made; the other one is made
+when somebody asks for it, once. So a chain of convolutions, additions and poolings stays blocked from end to end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bring a graph to the operators that have emitters: fold what is constant, decompose what is composite.
 
-A call without an emitter is traced through torch's own decompositions, under the program's FakeTensor mode, and replaced
-by what it decomposes into; a call all of whose tensors are weights is computed now.
+A call without an emitter is traced through torch's own decompositions, under the program's FakeTensor mode, and
+replaced by what it decomposes into; a call all of whose tensors are weights is computed now.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
 from torch._subclasses import FakeTensorMode
-from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from shave.backends.tvm.emit.registry import emitter_of
@@ -80,7 +79,7 @@ def _is_foldable(node: fx.Node) -> bool:
         return False
     read = sum(n.meta["val"].numel() * n.meta["val"].element_size() for n in inputs)
     made = torch.Size(hints(value.shape)).numel() * value.element_size()
-    return made <= max(_GROWTH * read, 4096)
+    return bool(made <= max(_GROWTH * read, 4096))
 
 
 # Decomposition
@@ -90,7 +89,7 @@ def _decompose(program: Program, rewriter: Rewriter) -> bool:
     """Replace each call without an emitter by its decomposition, one level of torch's table; False if none was."""
     table = {
         overload: decomposition
-        for overload, decomposition in core_aten_decompositions().items()
+        for overload, decomposition in core_aten_decompositions().items()  # type: ignore[no-untyped-call]
         if emitter_of(_Named(overload)) is None  # type: ignore[arg-type]
     }
     changed, mode = False, fake_mode(program)
@@ -114,17 +113,13 @@ def _expand(rewriter: Rewriter, node: fx.Node, table: dict[Any, Any], mode: Fake
     inputs = node.all_input_nodes
 
     def call(*values: Any) -> Any:
-        # Aliases: some decompositions transpose their arguments in place.
-        given = {
-            n: torch.ops.aten.alias(v) if isinstance(v, torch.Tensor) else v
-            for n, v in zip(inputs, values, strict=True)
-        }
+        given = dict(zip(inputs, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given[n])
-        return DECOMPOSITIONS.get(op_name(node), cast(Callable[..., Any], node.target))(*args, **kwargs)
+        return DECOMPOSITIONS.get(op_name(node), cast(Callable[..., Any], node.target))(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     try:
         with mode, torch.no_grad():
-            tracer = make_fx(functionalize(call, remove="mutations"), decomposition_table=table, tracing_mode="real")
+            tracer = make_fx(call, decomposition_table=table, tracing_mode="real")
             traced = tracer(*[n.meta["val"] for n in inputs])
     except (RuntimeError, NotImplementedError):  # no decomposition, or one that depends on data
         return False
@@ -132,17 +127,45 @@ def _expand(rewriter: Rewriter, node: fx.Node, table: dict[Any, Any], mode: Fake
     if any(n.op == "get_attr" for n in traced.graph.nodes) or any(n.target is node.target for n in calls):
         return False
     made: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    if any(_writes(n) and _functional(n) is None for n in calls):
+        return False
     for inner in calls:
         args, kwargs = fx.map_arg((inner.args, inner.kwargs), lambda n: made[n])
-        made[inner] = rewriter.call(inner.target, args, kwargs, before=node, sources=[node])
+        target = _functional(inner) if _writes(inner) else inner.target
+        made[inner] = rewriter.call(cast(Callable[..., Any], target), args, kwargs, before=node, sources=[node])
+        if _writes(inner):
+            made[cast(fx.Node, inner.args[0])] = made[inner]
     results = fx.map_arg(traced.graph.output_node().args[0], lambda n: made[n])
     if isinstance(results, (tuple, list)):
         for item in list(node.users):
             if item.target is operator.getitem:
                 rewriter.replace(item, results[cast(int, item.args[1])])
     else:
-        rewriter.replace(node, results)
+        rewriter.replace(node, cast(fx.Node, results))
     return True
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _functional(node: fx.Node) -> Any:
+    """The operator that computes what an in-place one writes (``relu`` for ``relu_``).
+
+    None where writing matters beyond that: into an argument, a view, or something that has views.
+    """
+    written = node.args[0]
+    if not isinstance(written, fx.Node) or written.op == "placeholder":
+        return None
+    if any(_is_view(n) for n in (written, *written.users)):
+        return None
+    packet = getattr(torch.ops.aten, op_name(node).removeprefix("aten.").removesuffix("_"), None)
+    return getattr(packet, cast(torch._ops.OpOverload, node.target)._overloadname, None)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -14,10 +14,10 @@ from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.emit import convolution, matmul
 from shave.backends.tvm.emit.emitter import Array, Emitter, KernelCall, Weights
-from shave.backends.tvm.sizes import Sizes
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
+from shave.backends.tvm.sizes import Sizes
 from shave.ir.program import Program
 from shave.ir.signature import Signature
 

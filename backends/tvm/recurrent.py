@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 Tensor = torch.Tensor
 State = tuple[Tensor, ...]
@@ -51,7 +51,7 @@ def _layers(
 ) -> State:
     """All layers and directions; returns the outputs and the final states, each [layers * directions, batch, size]."""
     per, directions = 4 if has_biases else 2, 2 if bidirectional else 1
-    if train and dropout or len(params) != per * num_layers * directions:
+    if (train and dropout) or len(params) != per * num_layers * directions:
         raise NotImplementedError("recurrent layers with dropout in training or with projections")
     steps = list(x.unbind(1 if batch_first else 0))
     final: list[State] = []

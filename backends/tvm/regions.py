@@ -111,9 +111,9 @@ def _gated(value: fx.Node) -> tuple[list[fx.Node], Step] | None:
         return None
     for gate, product in (readers, readers[::-1]):
         kind = gates.get(op_name(gate))
-        if kind and list(gate.users) == [product] and op_name(product) == "aten.mul":
-            if set(product.args) == {value, gate}:
-                return [gate, product], Activation(kind)
+        is_product = list(gate.users) == [product] and op_name(product) == "aten.mul"
+        if kind and is_product and set(product.args) == {value, gate}:
+            return [gate, product], Activation(kind)
     return None
 
 

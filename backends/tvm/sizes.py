@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -13,7 +13,7 @@ from tvm_ffi import structural_equal
 from shave.backends.tvm.adapter import Expr, tirx
 from shave.ir.errors import UnsupportedError
 
-Size = int | Expr
+Size: TypeAlias = "int | Expr"
 """An extent: a number, or an int64 expression over the dynamic dimensions."""
 
 
@@ -112,7 +112,7 @@ def product(sizes: Sequence[Size]) -> Size:
 def same(a: Size, b: Size) -> bool:
     """Whether two sizes are known to be equal."""
     if isinstance(a, int) or isinstance(b, int):
-        return isinstance(a, int) and isinstance(b, int) and a == b
+        return isinstance(a, int) and isinstance(b, int) and bool(a == b)
     return bool(structural_equal(a, b))
 
 

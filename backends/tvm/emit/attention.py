@@ -72,10 +72,8 @@ def _weights(
                 0 if isinstance(s, int) and s == 1 else k
                 for s, k in zip(mask_shape, i[-len(mask_shape) :], strict=True)
             ]
-            if str(m.dtype) == "bool":
-                value = tirx.Select(m(*at), value, hidden)
-            else:
-                value = value + scalar.cast(m(*at), work)
+            is_bool = str(m.dtype) == "bool"
+            value = tirx.Select(m(*at), value, hidden) if is_bool else value + scalar.cast(m(*at), work)
         return tirx.Select(i[-1] <= i[-2], value, hidden) if causal else value
 
     def at(i: Sequence[Any]) -> list[Any]:

@@ -14,12 +14,12 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size, is_static
 from shave.backends.tvm.kernels import conv, depthwise
 from shave.backends.tvm.kernels.base import pad_channels
 from shave.backends.tvm.kernels.epilogue import Bias
 from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.layout import Value, blocked_shape
+from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.ops import op_name
 
 OPERATORS = (

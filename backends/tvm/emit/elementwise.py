@@ -165,7 +165,21 @@ for _name, _function in {
 }.items():  # fmt: skip
     pointwise(f"aten.{_name}", kind=_TO_FLOAT)(_function)
 
-for _name in "tan sinh cosh asin acos atan asinh acosh atanh log1p atan2 hypot lgamma".split():
+for _name in (
+    "tan",
+    "sinh",
+    "cosh",
+    "asin",
+    "acos",
+    "atan",
+    "asinh",
+    "acosh",
+    "atanh",
+    "log1p",
+    "atan2",
+    "hypot",
+    "lgamma",
+):
     pointwise(f"aten.{_name}", kind=_TO_FLOAT)(scalar.libm(_name))
 
 pointwise("aten.rsqrt", kind=_TO_FLOAT)(lambda x: const(1, x) / tirx.sqrt(x))
@@ -224,9 +238,24 @@ def _hardsigmoid(x: Any) -> Any:
 pointwise("aten.hardsigmoid")(_hardsigmoid)
 pointwise("aten.hardswish")(lambda x: x * _hardsigmoid(x))
 pointwise("aten.leaky_relu")(lambda x, slope: tirx.Select(x > const(0, x), x, x * slope))
-pointwise("aten.prelu")(lambda x, slope: tirx.Select(x > const(0, x), x, x * slope))
 pointwise("aten.threshold")(lambda x, bound, value: tirx.Select(x <= bound, value, x))
 pointwise("aten.hardshrink")(lambda x, bound: tirx.Select(tirx.abs(x) <= bound, const(0, x), x))
+
+
+@emits("aten.prelu")
+def _prelu(emitter: Emitter, node: fx.Node) -> Any:
+    """A slope per channel (axis 1), or one for all."""
+    x, slope = emitter.arguments(node).values()
+    one = emitter.shape(slope) in ((), (1,))
+
+    def compute(x: Any, slope: Any) -> Any:
+        def element(*i: Any) -> Any:
+            at = [0] * len(slope.shape) if one else [i[1]]
+            return tirx.Select(x(*i) > const(0, x(*i)), x(*i), x(*i) * slope(*at))
+
+        return te.compute(x.shape, element, name="prelu")
+
+    return emitter.te(node, compute, emitter.plain(x), emitter.plain(slope))
 
 
 @pointwise("aten.softshrink")
@@ -262,7 +291,7 @@ def _softplus_above(x: Any, beta: Any, threshold: Any) -> Any:
 
 @pointwise("aten.mish")
 def _mish(x: Any) -> Any:
-    """x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on."""
+    """Mish: x tanh(log(1 + e)) with e = exp(x) is x (e^2 + 2e) / (e^2 + 2e + 2); the quotient is 1 from x = 20 on."""
     e = tirx.exp(scalar.at_most(const(20, x), x))
     s = e * (e + const(2, x))
     return x * (s / (s + const(2, x)))

@@ -17,10 +17,10 @@ from shave.backends.target import Target
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import relax, te, tirx
 from shave.backends.tvm.emit.registry import emitter_of
-from shave.backends.tvm.sizes import Size, Sizes
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.layout import Value
 from shave.backends.tvm.regions import Region
+from shave.backends.tvm.sizes import Size, Sizes
 from shave.ir.dtypes import dtype_name
 from shave.ir.errors import UnsupportedError
 from shave.ir.ops import op_name
@@ -155,7 +155,7 @@ class Emitter:
         value = result if isinstance(result, Value) else Value(shape, dtype, plain=result)
         made = value.plain if value.plain is not None else value.blocked
         rank = len(shape) if value.plain is not None else len(shape) + 1
-        assert str(made.ty.dtype) == dtype and made.ty.ndim == rank, f"emitted {made.ty}, expected {dtype}{shape}"
+        assert (str(made.ty.dtype), made.ty.ndim) == (dtype, rank), f"emitted {made.ty}, expected {dtype}{shape}"
         return value
 
     def _placeholder(self, node: fx.Node) -> Value | tuple[Value, ...]:
@@ -348,7 +348,7 @@ def array_of(tensor: torch.Tensor) -> Array:
     if hasattr(ml_dtypes, name):
         width = {1: torch.uint8, 2: torch.uint16}[tensor.element_size()]
         return tensor.view(width).numpy().view(getattr(ml_dtypes, name))
-    return cast(Array, tensor.numpy())
+    return tensor.numpy()
 
 
 def number(value: Any, dtype: str) -> Any:

@@ -1,7 +1,7 @@
 """Operators that read or write at places given by tensors.
 
-A negative index counts from the end, as in torch. Where torch raises for an index out of range, the nearest valid one is
-taken: compiled code never reads or writes outside of a tensor.
+A negative index counts from the end, as in torch. Where torch raises for an index out of range, the nearest valid one
+is taken: compiled code never reads or writes outside of a tensor.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size, product, same
 from shave.backends.tvm.kernels import batch_matmul, matmul
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
 from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.backends.tvm.sizes import Size, product, same
 from shave.ir.ops import op_name
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,7 +29,7 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
     name = op_name(node)
     args = list(node.args)
     if name == "aten.linear":
-        return cast(fx.Node, args[0]), cast(fx.Node, args[1]), cast("fx.Node | None", (args + [None])[2])
+        return cast(fx.Node, args[0]), cast(fx.Node, args[1]), cast("fx.Node | None", [*args, None][2])
     if name == "aten.addmm":
         return cast(fx.Node, args[1]), cast(fx.Node, args[2]), cast(fx.Node, args[0])
     return cast(fx.Node, args[0]), cast(fx.Node, args[1]), None
@@ -135,7 +135,7 @@ def batched(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool) -
     dtype = emitter.dtype(node)
     if str(a.ty.dtype) == str(b.ty.dtype) and str(a.ty.dtype) in _KERNEL_FLOATS:
         known = [size if isinstance(size, int) else None for size in (batch, rows, inner, columns)]
-        shape = BatchMatmulShape(*known, transposed=transposed)
+        shape = BatchMatmulShape(known[0], known[1], known[2], known[3], transposed)
         inputs = [emitter.as_float32(node, left), emitter.as_float32(node, right)]
         made = emitter.call_kernel(batch_matmul, shape, Epilogue(), inputs, (batch, rows, columns), (node,))
         return emitter.from_float32(node, made, dtype)
@@ -183,7 +183,7 @@ def _spread(emitter: Emitter, node: fx.Node, x: Any, shape: Sequence[Size], lead
 
 
 def _scaled_sum(emitter: Emitter, node: fx.Node, made: Any, addend: fx.Node) -> Any:
-    """beta * addend + alpha * product."""
+    """Give beta * addend + alpha * product."""
     alpha, beta = (node.kwargs.get(name, 1) for name in ("alpha", "beta"))
     shape, dtype = emitter.result(node)
     have = emitter.shape(addend)

@@ -11,8 +11,8 @@ from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size, product, same
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.sizes import Size, product, same
 
 Index = list[Any]
 
@@ -313,7 +313,7 @@ def _cat(emitter: Emitter, node: fx.Node) -> Any:
 def _joins_blocks(emitter: Emitter, pieces: Sequence[fx.Node], axis: int) -> bool:
     if axis != 1 or not all(layout.can_block(emitter.shape(p)) for p in pieces):
         return False
-    whole = all(emitter.shape(p)[1] % emitter.lanes == 0 for p in pieces)  # type: ignore[operator]
+    whole = all(emitter.shape(p)[1] % emitter.lanes == 0 for p in pieces)
     return whole and any(emitter.value(p).only_blocked for p in pieces)
 
 

@@ -14,8 +14,8 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, count, moments, reduce_over
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.sizes import Size
 from shave.ir.errors import UnsupportedError
 
 

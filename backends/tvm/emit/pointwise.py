@@ -15,8 +15,8 @@ from shave.backends.tvm.adapter import Expr, te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number, stored_dtype
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.sizes import Size
 
 Formula = Callable[..., Any]
 """The operator on scalar expressions: all arguments of the schema, in order; tensors and numbers as expressions of the

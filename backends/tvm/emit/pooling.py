@@ -15,8 +15,8 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, mean_of_blocked
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.sizes import Size
 from shave.ir.errors import UnsupportedError
 
 
@@ -215,11 +215,8 @@ def _adaptive_pool(emitter: Emitter, node: fx.Node) -> Any:
         raise UnsupportedError("adaptive pooling over a dynamic extent")
     dtype = emitter.dtype(x)
     work = dtype if largest else accumulator(dtype)
-    reach = [
-        max(-(-(o + 1) * n // s) - o * n // s for o in range(s))  # type: ignore[arg-type, operator]
-        for n, s in zip(extents, sizes, strict=True)
-    ]
-    even = all(n % s == 0 for n, s in zip(extents, sizes, strict=True))  # type: ignore[operator]
+    reach = [max(-(-(o + 1) * n // s) - o * n // s for o in range(s)) for n, s in zip(extents, sizes, strict=True)]
+    even = all(n % s == 0 for n, s in zip(extents, sizes, strict=True))
 
     def bounds(position: Any, axis: int) -> tuple[Any, Any]:
         n, s = extents[axis], sizes[axis]

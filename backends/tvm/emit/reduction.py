@@ -11,14 +11,13 @@ from typing import Any
 
 from torch import fx
 
-from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx, topi
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.emit.scalar import const
-from shave.backends.tvm.sizes import Size, product
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.sizes import product
 from shave.ir.errors import UnsupportedError
 
 Reducer = Callable[..., Any]
@@ -56,8 +55,7 @@ def reduce_over(
     def whole(index: Sequence[Any]) -> list[Any]:
         outer = [i for d, i in enumerate(index) if d not in axes] if keep else list(index)
         full, rest, inner = [], iter(outer), iter(reduced)
-        for d in range(len(x.shape)):
-            full.append(next(inner) if d in axes else next(rest))
+        full += [next(inner) if d in axes else next(rest) for d in range(len(x.shape))]
         return full
 
     if not axes:
@@ -158,7 +156,7 @@ def _prod(emitter: Emitter, node: fx.Node) -> Any:
 
 @emits("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
 def _variance(emitter: Emitter, node: fx.Node) -> Any:
-    x, axes, keep = _arguments(emitter, node)
+    x, axes, _ = _arguments(emitter, node)
     arguments = emitter.arguments(node)
     correction = arguments.get("correction", 1)
     if "unbiased" in arguments:
@@ -338,7 +336,7 @@ def _count_nonzero(emitter: Emitter, node: fx.Node) -> Any:
 
 @emits("aten.logsumexp")
 def _logsumexp(emitter: Emitter, node: fx.Node) -> Any:
-    x, axes, keep = _arguments(emitter, node)
+    x, axes, _ = _arguments(emitter, node)
     work = accumulator(emitter.dtype(node))
 
     def build(x: Any) -> Any:

@@ -91,15 +91,17 @@ def _whole(position: Any) -> Any:
     return tirx.Cast("int64", tirx.floor(position))
 
 
-@emits("aten.upsample_nearest1d", "aten.upsample_nearest2d", "aten.upsample_nearest3d", "aten._upsample_nearest_exact1d",
-       "aten._upsample_nearest_exact2d", "aten._upsample_nearest_exact3d")  # fmt: skip
+_NEAREST = [f"aten.{name}{axes}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for axes in (1, 2, 3)]
+
+
+@emits(*_NEAREST)
 def _nearest(emitter: Emitter, node: fx.Node) -> Value:
     exact = "exact" in op_name(node)
 
     def taps(out: Any, have: Any, want: Any, scale: Any) -> list[Tap]:
-        if not exact and scale is None and isinstance(have, tirx.IntImm) and isinstance(want, tirx.IntImm):
-            if int(want.value) % int(have.value) == 0:
-                return [(tirx.floordiv(out, int(want.value) // int(have.value)), None)]
+        known = isinstance(have, tirx.IntImm) and isinstance(want, tirx.IntImm)
+        if not exact and scale is None and known and int(want.value) % int(have.value) == 0:
+            return [(tirx.floordiv(out, int(want.value) // int(have.value)), None)]
         place = tirx.Cast("float32", out) + _float(0.5 if exact else 0.0)
         return [(tirx.min(_whole(place * _ratio(have, want, scale)), have - 1), None)]
 

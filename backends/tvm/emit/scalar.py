@@ -39,12 +39,12 @@ def cast(x: Any, dtype: str) -> Any:
 
 
 def equal(a: Any, b: Any) -> Any:
-    """a == b as an expression (Python's operator compares identities where it is asked for a truth value)."""
+    """Give a == b as an expression (Python's operator compares identities where it is asked for a truth value)."""
     return (a == b).asobject()
 
 
 def differ(a: Any, b: Any) -> Any:
-    """a != b as an expression."""
+    """Give a != b as an expression."""
     return (a != b).asobject()
 
 
@@ -160,7 +160,7 @@ def power(base: Any, exponent: Any) -> Any:
 
 
 def _integer_power(base: Any, exponent: Any) -> Any:
-    """Whole powers by squaring, wrapping around as machine integers do; negative exponents give what truncation gives."""
+    """Whole powers by squaring, wrapping around as integers do; negative exponents give what truncation gives."""
     one, zero = const(1, base), const(0, base)
     result, square = one, base
     for bit in range(6):

@@ -9,8 +9,8 @@ import torch
 
 from shave.backends.tvm.emit.registry import emits
 from shave.ir.from_torch import trace
+from tests.backends.tvm.cases import FAMILIES, Case
 from tests.backends.tvm.compiled import Compiled, worst
-from tests.backends.tvm.emit_cases import FAMILIES, Case
 
 
 class _All(torch.nn.Module):

@@ -1,0 +1,77 @@
+"""Cases of the family ``convolution``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tests.backends.tvm.cases.values import Case, floats, integers
+
+
+def cases() -> list[Case]:
+    def case(
+        name: str, x: tuple[int, ...], w: tuple[int, ...], call: Any = F.conv2d, bias: bool = True, **options: Any
+    ) -> Case:
+        out = w[1] * options.get("groups", 1) if "transpose" in call.__name__ else w[0]
+        weights = (floats(*w) * 0.2, *((floats(out),) if bias else ()))
+        return Case(name, lambda x, w, b=None: call(x, w, b, **options), (floats(*x),), weights, tolerance=2e-5)
+
+    return [
+        case("conv2d", (2, 3, 9, 11), (20, 3, 3, 3), padding=1),
+        case("conv2d wide", (1, 40, 7, 7), (24, 40, 3, 3), padding=1, bias=False),
+        case("conv2d strided", (1, 16, 15, 14), (32, 16, 3, 3), stride=2, padding=1),
+        case("conv2d dilated", (1, 16, 15, 14), (32, 16, 3, 3), dilation=2, padding=2),
+        case("conv2d 1x1", (1, 33, 5, 6), (17, 33, 1, 1)),
+        case("conv2d asymmetric", (1, 8, 9, 9), (8, 8, 1, 7), padding=(0, 3)),
+        case("conv2d same", (1, 8, 9, 9), (8, 8, 5, 3), padding="same"),
+        case("conv2d groups", (1, 32, 6, 6), (48, 8, 3, 3), groups=4, padding=1),
+        case("conv2d odd groups", (1, 18, 6, 6), (12, 3, 3, 3), groups=6, padding=1),
+        case("depthwise", (2, 20, 9, 9), (20, 1, 3, 3), groups=20, padding=1),
+        case("depthwise multiplied", (1, 6, 9, 9), (12, 1, 3, 3), groups=6, padding=1),
+        case("depthwise strided", (1, 32, 9, 9), (32, 1, 5, 5), groups=32, padding=2, stride=2),
+        case("conv1d", (2, 5, 30), (7, 5, 4), F.conv1d, stride=2),
+        case("conv1d depthwise", (2, 20, 30), (20, 1, 3), F.conv1d, groups=20, padding=1),
+        case("conv3d", (1, 4, 5, 6, 7), (6, 4, 2, 3, 3), F.conv3d, padding=1),
+        case(
+            "conv_transpose2d", (1, 20, 5, 6), (20, 9, 3, 3), F.conv_transpose2d, stride=2, padding=1, output_padding=1
+        ),
+        case("conv_transpose2d groups", (1, 8, 5, 6), (8, 3, 2, 2), F.conv_transpose2d, stride=2, groups=2),
+        case("conv_transpose1d", (2, 6, 9), (6, 4, 4), F.conv_transpose1d, stride=3),
+        Case(
+            "conv2d unbatched", lambda x, w: F.conv2d(x, w), (floats(3, 6, 6),), (floats(4, 3, 3, 3),), tolerance=2e-5
+        ),
+        Case(
+            "conv2d computed weight",
+            lambda x, w: F.conv2d(x, w, padding=1),
+            (floats(1, 3, 6, 6), floats(4, 3, 3, 3)),
+            tolerance=2e-5,
+        ),
+        Case(
+            "conv2d double",
+            lambda x, w: F.conv2d(x, w, padding=1),
+            (floats(1, 3, 6, 6).double(),),
+            (floats(4, 3, 3, 3).double(),),
+            tolerance=1e-12,
+        ),
+        Case(
+            "conv2d half",
+            lambda x, w: F.conv2d(x, w, padding=1),
+            (floats(1, 3, 6, 6).half(),),
+            (floats(4, 3, 3, 3).half(),),
+            tolerance=3e-3,
+        ),
+        Case(
+            "conv2d int",
+            lambda x, w: F.conv2d(x, w, padding=1),
+            (integers(1, 3, 6, 6, dtype=torch.int32),),
+            (integers(4, 3, 3, 3, dtype=torch.int32),),
+        ),
+        Case(
+            "conv_transpose2d computed",
+            lambda x, w: F.conv_transpose2d(x, w, stride=2),
+            (floats(1, 3, 6, 6), floats(3, 4, 3, 3)),
+            tolerance=2e-5,
+        ),
+    ]

@@ -1,0 +1,32 @@
+"""Cases of the family ``pooling``."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from tests.backends.tvm.cases.values import Case, floats
+
+
+def cases() -> list[Case]:
+    x, line, cube = floats(2, 20, 11, 13), floats(2, 5, 17), floats(1, 3, 6, 7, 8)
+    return [
+        Case("max_pool2d", lambda x: F.max_pool2d(x, 3, 2, 1), (x,)),
+        Case("max_pool2d ceil", lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), (x,)),
+        Case("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 1, 1, dilation=2), (x,)),
+        Case("max_pool2d indices", lambda x: F.max_pool2d(x, (2, 3), 2, return_indices=True), (x,)),
+        Case("max_pool1d", lambda x: F.max_pool1d(x, 3, 2), (line,)),
+        Case("max_pool3d", lambda x: F.max_pool3d(x, 2), (cube,)),
+        Case("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 2, 1), (x,)),
+        Case("avg_pool2d valid", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (x,)),
+        Case("avg_pool2d ceil", lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True), (x,)),
+        Case("avg_pool2d ceil padded", lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), (floats(1, 3, 12, 12),)),
+        Case("avg_pool2d divisor", lambda x: F.avg_pool2d(x, 2, divisor_override=3), (x,)),
+        Case("avg_pool1d", lambda x: F.avg_pool1d(x, 4, 3, 1), (line,)),
+        Case("avg_pool3d", lambda x: F.avg_pool3d(x, 2), (cube,)),
+        Case("adaptive_avg_pool2d 1", lambda x: F.adaptive_avg_pool2d(x, 1), (x,)),
+        Case("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, (7, 5)), (x,)),
+        Case("adaptive_avg_pool2d up", lambda x: F.adaptive_avg_pool2d(x, 7), (floats(1, 4, 3, 3),)),
+        Case("adaptive_avg_pool1d", lambda x: F.adaptive_avg_pool1d(x, 5), (line,)),
+        Case("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, (4, 6)), (x,)),
+        Case("unbatched", lambda x: F.max_pool2d(x, 2), (floats(4, 6, 6),)),
+    ]
