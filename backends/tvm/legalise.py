@@ -24,7 +24,9 @@ from shave.ir.rewrite import Rewriter, fake_mode, is_impure
 from shave.ir.shapes import hints
 
 _GROWTH = 4
-"""A folded value may be this many times larger than what it is computed from (an expanded weight is not stored)."""
+_SMALL = 1 << 20
+"""A folded value may be this many times larger than what it is computed from, or have this many bytes: an expanded
+weight is not stored, a table of relative positions is."""
 _ROUNDS = 8
 
 
@@ -79,7 +81,7 @@ def _is_foldable(node: fx.Node) -> bool:
         return False
     read = sum(n.meta["val"].numel() * n.meta["val"].element_size() for n in inputs)
     made = torch.Size(hints(value.shape)).numel() * value.element_size()
-    return bool(made <= max(_GROWTH * read, 4096))
+    return bool(made <= max(_GROWTH * read, _SMALL))
 
 
 # Decomposition
