@@ -13,7 +13,7 @@ from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.emit import convolution, matmul
-from shave.backends.tvm.emit.emitter import Array, Emitter, KernelCall, Weights
+from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
@@ -25,6 +25,21 @@ _BODY = "body"
 
 
 @dataclass(frozen=True)
+class KernelCall:
+    """One call of a kernel, for profiles and reports.
+
+    Attributes:
+        name: Name of the function in the library.
+        family: The kernel family, or ``tail`` for generated and scheduled code.
+        nodes: Names of the program's nodes that it computes.
+    """
+
+    name: str
+    family: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A program on its way to a library.
 
@@ -32,7 +47,7 @@ class Lowered:
         module: An ``IRModule``; ``main(*inputs, weights)`` takes the weights as one tuple and returns a tuple.
         weights: Name and array of each weight, packed for the kernels, in the order of the tuple.
         signature: That of the program.
-        kernels: One entry per call of a function of the library, in execution order as far as it is known.
+        kernels: The calls of functions of the library, in execution order; those inside of branches are left out.
     """
 
     module: Any
@@ -57,8 +72,8 @@ def lower(program: Program, target: Target) -> Lowered:
         parameters = [*inputs, *weights.variables.values()]
         builder.emit_func_output(relax.Tuple(outputs), parameters)
     module = _fused(builder.get())
-    kernels = [*emitter.kernel_calls]
-    module = schedule_tail(module, target)
+    kernels = _calls(module, emitter)
+    module = schedule_tail(_as_functions(module), target)
     module = _with_main(module, len(inputs))
     return Lowered(module, list(weights.arrays.items()), program.signature, kernels)
 
@@ -84,10 +99,35 @@ def _fused(module: Any) -> Any:
             passes.DeadCodeElimination([_BODY]),
             passes.AnnotateTIROpPattern(),
             passes.FuseOps(),
-            passes.FuseTIR(),
-            passes.DeadCodeElimination([_BODY]),
         ]
     )(module)
+
+
+def _as_functions(module: Any) -> Any:
+    """Turn each group of joined functions into one."""
+    passes = relax.transform
+    return tvm.transform.Sequential([passes.FuseTIR(), passes.DeadCodeElimination([_BODY])])(module)
+
+
+def _calls(module: Any, emitter: Emitter) -> list[KernelCall]:
+    """What the body calls, as long as the variables inside of joined groups still tell which nodes they are."""
+    calls = []
+    for block in module[_BODY].body.blocks:
+        for binding in block.bindings:
+            called = binding.value
+            if not isinstance(called, relax.Call):
+                continue
+            variables = [binding.var]
+            if isinstance(called.op, tvm.ir.GlobalVar):
+                name = called.op.name_hint
+                variables = [b.var for inner in module[called.op].body.blocks for b in inner.bindings] + variables
+            elif called.op.name == "relax.call_tir":
+                name = called.args[0].name_hint
+            else:
+                continue
+            nodes = dict.fromkeys(n for v in variables for n in emitter.origins.get(v.name, ()))
+            calls.append(KernelCall(name, emitter.families.get(name, "tail"), tuple(nodes)))
+    return calls
 
 
 def _with_main(module: Any, inputs: int) -> Any:

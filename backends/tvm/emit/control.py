@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import fx
 
 from shave.backends.tvm.adapter import relax
-from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
+from shave.backends.tvm.emit.emitter import Emitter, Weights, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.layout import Value
 from shave.ir.program import attribute
@@ -17,14 +17,14 @@ from shave.ir.program import attribute
 def _cond(emitter: Emitter, node: fx.Node) -> Any:
     predicate, yes, no, operands = (*node.args, ())[:4]
     given = [emitter.plain(n) for n in cast("tuple[fx.Node, ...]", operands) if isinstance(n, fx.Node)]
-    branches = []
+    calls = []
     for branch in (yes, no):
         module = cast(fx.GraphModule, attribute(emitter.module, str(cast(fx.Node, branch).target)))
-        branches.append(_function(emitter, node, module))
+        function, weights = _function(emitter, node, module)
+        calls.append(relax.Call(function, [*given, *weights]))
     condition = emitter.plain(cast(fx.Node, predicate))
     if condition.ty.ndim:
         condition = emitter.reshape(condition, [])
-    calls = [relax.Call(function, given) for function in branches]
     chosen = emitter.builder.emit(relax.If(condition, calls[0], calls[1]), name_hint=node.name)
     claimed = node.meta["val"]
     results = []
@@ -34,12 +34,12 @@ def _cond(emitter: Emitter, node: fx.Node) -> Any:
     return tuple(results)
 
 
-def _function(emitter: Emitter, node: fx.Node, module: fx.GraphModule) -> Any:
-    """Emit one branch as a private function of its operands."""
-    inner = Emitter(module, emitter.target, emitter.sizes, emitter.builder, emitter.weights)
-    inner.functions = emitter.functions
+def _function(emitter: Emitter, node: fx.Node, module: fx.GraphModule) -> tuple[Any, list[Any]]:
+    """Emit one branch as a private function of its operands and of weights of its own, which come second."""
+    inner = Emitter(module, emitter.target, emitter.sizes, emitter.builder, Weights())
+    inner.functions, inner.families = emitter.functions, emitter.families
     with emitter.builder.function(f"{node.name}_branch", attrs={"relax.force_pure": True}):
         inputs, outputs = inner.emit_graph()
-        function = emitter.builder.emit_func_output(relax.Tuple(outputs), inputs)
-    emitter.kernel_calls += inner.kernel_calls
-    return function
+        function = emitter.builder.emit_func_output(relax.Tuple(outputs), [*inputs, *inner.weights.variables.values()])
+    own = inner.weights.arrays.items()
+    return function, [emitter.weights.add(f"{function.name_hint}.{name}", array) for name, array in own]

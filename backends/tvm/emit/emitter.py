@@ -32,21 +32,6 @@ OPAQUE = 8
 """TVM's operator pattern of a function that nothing may be fused into."""
 
 
-@dataclass(frozen=True)
-class KernelCall:
-    """One call of a kernel, for profiles and reports.
-
-    Attributes:
-        name: Name of the function in the library.
-        family: The kernel family, or ``tail`` for generated and scheduled code.
-        nodes: Names of the program's nodes that it computes.
-    """
-
-    name: str
-    family: str
-    nodes: tuple[str, ...]
-
-
 @dataclass
 class Weights:
     """The tensors that the library takes at run time, each once, in the order of the weights tuple."""
@@ -71,7 +56,8 @@ class Emitter:
         lanes: Channels of a block in the blocked layout.
         sizes: Converts symbolic sizes.
         weights: Those used so far.
-        kernel_calls: The calls of own kernels, in their order.
+        origins: The nodes behind a Relax variable, by its name.
+        families: The kernel family of a function, by its name; for own kernels.
     """
 
     def __init__(self, module: fx.GraphModule, target: Target, sizes: Sizes, builder: Any, weights: Weights) -> None:
@@ -82,7 +68,8 @@ class Emitter:
         self.builder = builder
         self.weights = weights
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
-        self.kernel_calls: list[KernelCall] = []
+        self.origins: dict[str, tuple[str, ...]] = {}
+        self.families: dict[str, str] = {}
         self.functions: dict[Any, Any] = {}
         self.regions: dict[fx.Node, Region] = {}
         self.last_of: dict[fx.Node, fx.Node] = {}
@@ -273,7 +260,9 @@ class Emitter:
         """
         arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}
         hint = op_name(node).split(".")[-1].lstrip("_")
-        return self.builder.emit_te(compute, *inputs, primfunc_name_hint=hint, name_hint=node.name, **arguments)
+        made = self.builder.emit_te(compute, *inputs, primfunc_name_hint=hint, name_hint=node.name, **arguments)
+        self.origins[made.name] = (node.name,)
+        return made
 
     def reshape(self, variable: Any, shape: Sequence[Size]) -> Any:
         """See the same memory in another shape."""
@@ -327,9 +316,11 @@ class Emitter:
             attributes = {"op_pattern": OPAQUE, "shave.scheduled": True}
             self.functions[key] = self.builder.add_func(function.with_attrs(attributes), name)
         function = self.functions[key]
-        self.kernel_calls.append(KernelCall(function.name_hint, name, tuple(n.name for n in nodes)))
+        self.families[function.name_hint] = name
         call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
-        return self.builder.emit(call, name_hint=nodes[-1].name)
+        made = self.builder.emit(call, name_hint=nodes[-1].name)
+        self.origins[made.name] = tuple(n.name for n in nodes)
+        return made
 
 
 def stored_dtype(dtype: torch.dtype) -> str:
