@@ -180,7 +180,9 @@ def is_usable(tensor: Tensor) -> bool:
 def aligned(array: Array) -> Array:
     """The array itself if TVM's kernels can use it as it is, else an aligned, contiguous, native copy."""
     flags = array.flags
-    if flags.c_contiguous and flags.writeable and array.dtype.isnative and array.ctypes.data % ALIGNMENT == 0:
+    usable = flags.c_contiguous and flags.writeable and array.dtype.isnative and array.ctypes.data % ALIGNMENT == 0
+    # NumPy may give an empty array strides of zero, which TVM takes for a broadcast; a view of memory has proper ones.
+    if usable and array.size:
         return array
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

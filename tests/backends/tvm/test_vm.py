@@ -88,3 +88,10 @@ def test_torch_is_hidden_from_one_thread_only() -> None:
     thread.join()
     assert found == [None]
     assert not any(isinstance(finder, vm._TorchHider) for finder in sys.meta_path)
+
+
+def test_empty_arrays_have_the_strides_of_their_shape() -> None:
+    for shape in ((0, 3), (2, 0), (0,)):
+        array = vm.aligned(np.empty(shape, np.float32))
+        assert array.shape == shape
+        assert array.strides == tuple(4 * max(1, int(np.prod(shape[axis + 1 :]))) for axis in range(len(shape)))
