@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,12 +57,21 @@ class Lowered:
     kernels: list[KernelCall]
 
 
+_one_at_a_time = threading.Lock()
+"""TVM keeps the block builder in use in one place for all threads."""
+
+
 def lower(program: Program, target: Target) -> Lowered:
-    """Lower a program for a CPU target.
+    """Lower a program for a CPU target. Threads that lower at the same time wait for one another.
 
     Raises:
         UnsupportedError: Lists every operator that the backend cannot compile, with its node.
     """
+    with _one_at_a_time:
+        return _lower(program, target)
+
+
+def _lower(program: Program, target: Target) -> Lowered:
     program = legalise(program)
     builder = relax.BlockBuilder()
     weights = Weights()

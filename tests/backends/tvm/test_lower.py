@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +194,10 @@ def test_all_unsupported_operators_are_named_in_one_error() -> None:
 
     with pytest.raises(UnsupportedError, match=r"_linalg_eigh.*aten\.nonzero \(node nonzero\)"):
         lower(trace(Odd(), (torch.eye(3),)), host())
+
+
+def test_several_threads_may_lower_at_the_same_time() -> None:
+    program = trace(_Residual().eval(), (torch.zeros(1, 3, 8, 8),))
+    with ThreadPoolExecutor(3) as pool:
+        lowered = list(pool.map(lambda _: lower(program, host()), range(3)))
+    assert len({tuple(call.name for call in each.kernels) for each in lowered}) == 1
