@@ -18,16 +18,6 @@ def module_path(node: fx.Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
-def module_type(node: fx.Node) -> str:
-    """Class name of the innermost module of the user's that made this node (``Conv2d``); empty if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    kinds = [kind for path, kind in stack.values() if not path.startswith("_empty_nn_module_stack")]
-    if not kinds:
-        return ""
-    kind = kinds[-1]
-    return str(kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
-
-
 def onnx_name(node: fx.Node) -> str:
     """Name of the ONNX node this node came from; empty if none."""
     return str(node.meta.get("custom", {}).get(ONNX, ""))

@@ -10,11 +10,7 @@ imports TVM, after two things that TVM leaves to its user are set right:
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -65,7 +61,6 @@ __all__ = [
     "T",
     "check_versions",
     "default_threads",
-    "fast_script_parsing",
     "relax",
     "te",
     "tirx",
@@ -86,29 +81,3 @@ def tvm_target(target: Target) -> Any:
             "num-cores": target.cores,
         }
     )
-
-
-@contextmanager
-def fast_script_parsing() -> Iterator[None]:
-    """Make TVMScript parse about 15 times faster inside the ``with`` block.
-
-    Each ``@T.prim_func`` calls ``inspect.stack()``, which reads the source of every frame after a walk over
-    ``sys.modules``; the parser needs only the frames. ``import tvm.s_tir.tensor_intrin`` (83 functions) takes 35 s
-    without this. A ``@T.prim_func`` inside an ``@I.ir_module`` class needs the source and does not work here.
-    """
-
-    def frames_only(context: int = 1) -> list[inspect.FrameInfo]:
-        found = []
-        frame = sys._getframe(1)
-        while frame is not None:
-            code = frame.f_code
-            found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-            frame = frame.f_back  # type: ignore[assignment]
-        return found
-
-    original = inspect.stack
-    inspect.stack = frames_only
-    try:
-        yield
-    finally:
-        inspect.stack = original

@@ -7,7 +7,7 @@ swallowed: each inner value has one reader, so nothing is computed twice and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,9 +166,3 @@ def activation_of(node: fx.Node, value: fx.Node) -> Activation | None:
     """The epilogue step that a call is, applied to ``value``; None if it is none."""
     find = _ACTIVATIONS.get(op_name(node))
     return find(node) if find is not None and node.args and node.args[0] is value else None
-
-
-def swallowed(regions: dict[fx.Node, Region]) -> Iterator[fx.Node]:
-    """All nodes whose values are never stored."""
-    for region in regions.values():
-        yield from region.nodes[:-1]

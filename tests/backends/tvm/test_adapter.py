@@ -1,9 +1,7 @@
-import inspect
-
 import pytest
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.adapter import check_versions, default_threads, fast_script_parsing, tvm_target
+from shave.backends.tvm.adapter import check_versions, default_threads, tvm_target
 
 
 def test_tested_pair_is_accepted():
@@ -44,23 +42,3 @@ def test_target_carries_the_features():
     assert made.attrs["mcpu"] == target.cpu
     assert sorted(made.attrs["mattr"]) == sorted(target.attributes)
     assert made.attrs["num-cores"] == target.cores
-
-
-def test_fast_parsing_lists_the_same_frames_and_is_undone():
-    original = inspect.stack
-    with fast_script_parsing():
-        fast = [(frame.function, frame.filename) for frame in inspect.stack()]
-    assert inspect.stack is original
-    assert fast == [(frame.function, frame.filename) for frame in inspect.stack()]
-
-
-def test_script_parses_inside_fast_parsing():
-    with fast_script_parsing():
-        from tvm.script import tirx as T
-
-        @T.prim_func(s_tir=True)
-        def increment(x: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")):
-            for i in range(4):
-                y[i] = x[i] + T.float32(1)
-
-    assert "x[i]" in str(increment)
