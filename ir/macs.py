@@ -18,6 +18,13 @@ def convolution(node: fx.Node, shape: ShapeOf) -> int:
     return math.prod(shape(node)) * math.prod(weight[1:])
 
 
+def winograd_convolution(node: fx.Node, shape: ShapeOf) -> int:
+    """Tiles x products per tile x channels in and out: weight is [products, out, in]. Transforms are not counted."""
+    batch, _, height, width = shape(node)
+    tile = cast(int, node.args[4])
+    return batch * -(-height // tile) * -(-width // tile) * math.prod(shape(node.args[1]))
+
+
 def transposed_convolution(node: fx.Node, shape: ShapeOf) -> int:
     """Input elements x (output channels per group x kernel): weight is [in, out/groups, *kernel]."""
     weight = shape(node.args[1])

@@ -113,6 +113,7 @@ def _rows() -> dict[str, Op]:
     add(_SIZES, Trait.SIZE)
     add("conv1d conv2d conv3d convolution", Trait.REDUCTION, macs.convolution)
     add("conv_transpose1d conv_transpose2d conv_transpose3d", Trait.REDUCTION, macs.transposed_convolution)
+    add("winograd_conv2d", Trait.REDUCTION, macs.winograd_convolution, namespace="shave")
     add("linear", Trait.REDUCTION, macs.linear)
     add("matmul mm bmm mv dot", Trait.REDUCTION, macs.matmul)
     add("addmm baddbmm", Trait.REDUCTION, macs.addmm)
