@@ -47,6 +47,9 @@ class Target:
         l1_bytes: Data cache per core, level 1, bytes (CUDA: L1 and shared memory of one multiprocessor).
         l2_bytes: Cache per core, level 2, bytes (CUDA: of the whole chip).
         cores: Cores that the threads of one call may use (CUDA: multiprocessors).
+        gigahertz: Clock of a core under sustained vector arithmetic, cycles per nanosecond. Estimates of kernels'
+            times use it; no code depends on it, and a description must not vary with the load, so it is not measured.
+        memory_gbytes: Bandwidth at which one core reads main memory, 1e9 bytes per second; as above.
     """
 
     name: str
@@ -60,11 +63,18 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     cores: int
+    gigahertz: float = 2.75
+    memory_gbytes: float = 14.0
 
     @property
     def lanes(self) -> int:
         """Number of float32 values in one vector register."""
         return self.vector_bytes // 4
+
+    @property
+    def peak_gflops(self) -> float:
+        """Most float32 operations of one core, 1e9 per second: two units of one fused multiply-add per lane."""
+        return 2 * 2 * self.lanes * self.gigahertz
 
     @property
     def architecture(self) -> str:

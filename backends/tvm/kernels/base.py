@@ -44,6 +44,13 @@ class KernelFamily(Protocol[ShapeT, ScheduleT]):
     def default(self, shape: ShapeT, target: Target) -> ScheduleT:
         """The schedule to use without measurements."""
 
+    def seconds(self, shape: ShapeT, schedule: ScheduleT, target: Target) -> float:
+        """Estimated time of a call: arithmetic at the target's clock, bytes at its bandwidth.
+
+        Weights count as read from main memory, as in a network whose weights no cache holds from one call to the next.
+        A dimension that only the call knows counts as 1.
+        """
+
     def build(self, shape: ShapeT, schedule: ScheduleT, target: Target, epilogue: Epilogue) -> PrimFunc:
         """The kernel, with a root block, without side effects; its name is the family's."""
 

@@ -10,6 +10,7 @@ Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolut
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
-from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, fits
+from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, cycles_per_tile, fits
 
 MAX_PIXELS = 28
 MAX_VECTORS = 8
@@ -103,25 +104,42 @@ def output_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
     return (shape.batch, ceil_div(shape.out_channels, target.lanes), *shape.out_spatial, target.lanes)
 
 
-def _cost(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
-    """Estimated cycles of the busiest core, over steps of the reduction per image."""
+def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
+    """Estimated cycles of the busiest core for the arithmetic of one call."""
     blocks = _blocks(shape, target.lanes)
-    *outer, inner = _merged(shape, schedule).out_spatial
+    inputs = shape.in_channels // blocks.groups
     channels = even_runs(blocks.output_blocks, schedule.vectors)
-    weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * shape.in_channels // blocks.groups
+    weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * inputs
+    total: float = 0
+    units = 0
+    for phase in phases(_merged(shape, schedule)):
+        outer, tiles = _work(phase, schedule.pixels)
+        rows = prod(axis.extent for axis in phase[:-1])
+        units += rows * sum(int(run.count) for run in channels)
+        for run, tile in itertools.product(channels, tiles):
+            # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2.
+            slow = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
+            steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
+            one = outer * inputs * steps + rows * cycles_per_tile(tile.tiles.size, run.size)
+            total += int(run.count) * int(tile.tiles.count) * one
+    units *= blocks.groups * (shape.batch or 1)
+    return total * blocks.groups * (shape.batch or 1) * ceil_div(units, target.cores) / units
 
-    def slow_loads(pixels: int, vectors: int) -> int:
-        # A plain input gives one channel per row of the image, so its loops are short; weights may only fit level 2.
-        return pixels * shape.plain_input + vectors * (weights > target.l1_bytes // 2)
 
-    row = sum(
-        int(p.count) * int(c.count) * cycles_per_step(p.size, c.size, slow_loads(p.size, c.size))
-        for p in even_runs(inner, schedule.pixels)
-        for c in channels
-    )
-    units = (shape.batch or 1) * blocks.groups * prod(outer) * sum(int(c.count) for c in channels)
-    imbalance = ceil_div(units, target.cores) * target.cores / units
-    return row * prod(outer) * blocks.groups * imbalance
+@functools.lru_cache(maxsize=1024)
+def _work(phase: tuple[Phase, ...], pixels: int) -> tuple[int, list[PixelRun]]:
+    """Of one block of channels: taps met along all axes but the last, and the tiles along the last."""
+    *outer, inner = phase
+    return prod(axis.met_taps for axis in outer), pixel_runs(inner, pixels)
+
+
+def seconds(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
+    """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
+    arithmetic = _cycles(shape, schedule, target) / (target.gigahertz * 1e9)
+    blocks = _blocks(shape, target.lanes)
+    width = target.lanes if not shape.plain_input else 1
+    weights = 4 * blocks.groups * blocks.output_blocks * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
+    return max(arithmetic, weights / target.cores / (target.memory_gbytes * 1e9))
 
 
 def _merged(shape: ConvShape, schedule: ConvSchedule) -> ConvShape:
@@ -140,7 +158,7 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
         if fits(pixels, vectors, target)
     ]
-    best = sorted(tiles, key=lambda s: (_cost(shape, s, target), s.merge, -s.pixels))[:12]
+    best = sorted(tiles, key=lambda s: (_cycles(shape, s, target), s.merge, -s.pixels))[:12]
     other: Literal["channels", "space"] = "space" if order == "channels" else "channels"
     return best + [replace(s, outer=other) for s in best]
 

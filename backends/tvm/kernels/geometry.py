@@ -135,6 +135,11 @@ class Phase:
         return 0 <= q * self.stride + self.offset + tap * self.tap_input < self.input_extent
 
     @property
+    def met_taps(self) -> int:
+        """Pairs of an output and a tap that lies inside the input."""
+        return sum(self.meets(q, tap) for q, tap in itertools.product(range(self.extent), range(self.taps)))
+
+    @property
     def padded(self) -> bool:
         """Whether any tap of any output falls outside of the input."""
         corners = itertools.product((0, self.extent - 1), (0, self.taps - 1))

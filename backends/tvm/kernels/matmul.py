@@ -104,6 +104,14 @@ def default(shape: MatmulShape, target: Target) -> MatmulSchedule:
     return candidates(shape, target)[0]
 
 
+def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> float:
+    """Estimated time of a call, weights read from main memory; rows known only at run time count as one tile."""
+    rows = shape.rows or schedule.rows
+    cycles = shape.inner * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target)
+    weights = 4 * shape.inner * ceil_div(shape.columns, target.lanes) * target.lanes
+    return max(cycles / (target.gigahertz * 1e9), weights / target.cores / (target.memory_gbytes * 1e9))
+
+
 def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
     """B [inner, columns] as the kernel reads it: [panels, inner, lanes], zeros beyond the last column."""
     panels = ceil_div(shape.columns, target.lanes)

@@ -20,8 +20,9 @@ from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, local_arra
 FMA_PER_CYCLE = 2
 FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
-CYCLES_PER_SLOW_LOAD = 0.6
+CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
+CYCLES_PER_TILE = 30
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def cycles_per_step(rows: int, vectors: int, slow_loads: int = 0) -> float:
     """
     busy = max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
     return CYCLES_PER_STEP + busy + slow_loads * CYCLES_PER_SLOW_LOAD
+
+
+def cycles_per_tile(rows: int, vectors: int) -> float:
+    """Estimated cycles of a tile besides its reduction: loops, clearing and storing the accumulators."""
+    return CYCLES_PER_TILE + rows * vectors
 
 
 def power_of_two_parts(width: int) -> list[tuple[int, int]]:

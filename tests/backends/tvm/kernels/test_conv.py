@@ -140,3 +140,21 @@ def test_weights_of_missing_channels_and_other_groups_are_zero():
     assert packed.sum() == 2 * 4 * 4
     assert packed[0, 0, 0, :4, :4].all()
     assert not packed[0, 0, 0, :4, 4:].any()
+
+
+def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1)
+    busy = ConvShape(1, 128, 128, (28, 28), (3, 3), (1, 1), SAME)
+    peak = 2 * busy.macs / (target.peak_gflops * 1e9)
+    assert 0.9 * peak < conv.seconds(busy, conv.default(busy, target), target) < 1.1 * peak
+    read = ConvShape(1, 1024, 1024, (1, 1), (1, 1))
+    memory = 4 * read.macs / (target.memory_gbytes * 1e9)
+    assert conv.seconds(read, conv.default(read, target), target) == pytest.approx(memory)
+
+
+def test_seconds_count_taps_inside_the_image_only():
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1)
+    shape = ConvShape(1, 64, 64, (1, 56), (3, 3), (1, 1), SAME)
+    flat = dataclasses.replace(shape, kernel=(1, 3), padding=((0, 0), (1, 1)))
+    schedule = conv.default(flat, target)
+    assert conv.seconds(shape, schedule, target) == pytest.approx(conv.seconds(flat, schedule, target), rel=0.01)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,3 +52,14 @@ def test_default_uses_the_registers_but_no_more():
 def test_random_shapes_agree_with_the_reference(rows, inner, columns, known, level):
     shape = MatmulShape(rows if known else None, inner, columns)
     check_matmul(shape, resolve(f"x86-64-v{level}"), FULL, rows=[rows])
+
+
+def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1)
+    for rows in (1, 128):
+        shape = MatmulShape(rows, 768, 768)
+        limit = max(
+            2 * rows * 768**2 / (target.peak_gflops * 1e9),
+            4 * 768**2 / (target.memory_gbytes * 1e9),
+        )
+        assert limit <= matmul.seconds(shape, matmul.default(shape, target), target) < 1.1 * limit
