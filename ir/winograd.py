@@ -43,7 +43,7 @@ def restore_weight(weight: torch.Tensor, tile: int) -> torch.Tensor:
     """
     matrices = transforms(tile)
     inverse = torch.linalg.pinv(torch.from_numpy(matrices.G.copy()))
-    square = weight.detach().to(torch.float64).unflatten(0, (matrices.size, matrices.size))
+    square = weight.detach().to(torch.float64).reshape(matrices.size, matrices.size, *weight.shape[1:])
     return torch.einsum("ia,aboc,jb->ocij", inverse, square, inverse).contiguous()
 
 
@@ -69,7 +69,7 @@ def winograd_reference(
     bt = torch.from_numpy(matrices.BT.copy()).to(x)
     at = torch.from_numpy(matrices.AT.copy()).to(x)
     factors = bt @ windows @ bt.T
-    square = weight.unflatten(0, (matrices.size, matrices.size))
+    square = weight.reshape(matrices.size, matrices.size, *weight.shape[1:])
     products = torch.einsum("ncrsij,ijoc->norsij", factors, square)
     tiles = at @ products @ at.T
     # [N, O, rows, tile, columns, tile]
