@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import warnings
@@ -33,9 +34,9 @@ def compile(
 ) -> Artifact:
     """Rewrite a program, generate code for it, and make it an artifact that can be called and saved.
 
-    Lowering happens in this process, since it needs the weights; code is generated in a worker process, which survives
-    neither LLVM's fatal errors nor TVM's crashes, while this process does. The worker starts first and imports TVM
-    while the passes run, so that on two cores it costs next to nothing.
+    Lowering happens in this process, since it needs the weights; code is generated in worker processes, which survive
+    neither LLVM's fatal errors nor TVM's crashes, while this process does. The workers start first and import TVM while
+    the passes run. Code of kernels that this user compiled before comes from a cache on disk.
 
     Args:
         program: A program, or the path of an ``.onnx`` or ``.pt2`` file.
@@ -63,9 +64,9 @@ def compile(
     if target.kind == "cuda":
         raise UnsupportedError(f"target {target.name}: code for CUDA cannot be generated yet; compile for a CPU")
 
-    from shave.backends.tvm.worker import worker
+    from shave.backends.tvm.worker import workers
 
-    worker.start()
+    workers.start()
     with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
@@ -78,12 +79,14 @@ def compile(
 
             program = PassManager(passes).run(program, target=target, calibration=calibration, progress=progress)
 
+        from shave.backends.tvm.build import build
+        from shave.backends.tvm.cache import default_cache
         from shave.backends.tvm.lower import lower
 
         progress("lowering", 0, None)
         lowering = lower(program, target)
-        progress("generating code", 0, None)
-        library = worker.build(lowering.module, target)
+        advance = functools.partial(progress, "generating code")
+        library = build(lowering.module, target, workers.generate, default_cache(), advance)
         with tempfile.TemporaryFile(prefix="shave-") as stream:
             pack(
                 stream,
@@ -127,4 +130,9 @@ def _bar() -> Iterator[Progress]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+        def report(what: str, done: int, total: int | None) -> None:
+            description = what if total is None else f"{what} {done}/{total}"
+            bar.update(task, description=description, completed=done, total=total)
+
+        yield report

@@ -1,5 +1,6 @@
 """What every test gets: fixed seeds, one torch thread, the checkout's own package."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
     found = Path(shave.__file__).resolve()
     if ROOT not in found.parents:
         raise pytest.UsageError(f"shave is imported from {found}, not from this checkout; run: pip install -e .")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Generated code of the tests comes from the tests, and stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

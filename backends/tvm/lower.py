@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.emit import convolution, matmul
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.legalise import legalise
+from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
 from shave.backends.tvm.sizes import Sizes
@@ -84,7 +85,8 @@ def _lower(program: Program, target: Target) -> Lowered:
     module = _fused(builder.get())
     kernels = _calls(module, emitter)
     module = schedule_tail(_as_functions(module), target)
-    module = _with_main(module, len(inputs))
+    module, names = name_by_content(_with_main(module, len(inputs)))
+    kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     return Lowered(module, list(weights.arrays.items()), program.signature, kernels)
 
 

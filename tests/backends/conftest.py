@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.worker import worker
+from shave.backends.tvm.build import build
 from tests.backends import handmade
 
 
 @pytest.fixture(scope="session")
 def library() -> bytes:
     """A shared library built from the module made by hand."""
-    return worker.build(handmade.module(), resolve("cpu"))
+    return build(handmade.module(), resolve("cpu"))
 
 
 @pytest.fixture

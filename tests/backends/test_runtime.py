@@ -18,7 +18,7 @@ from shave.backends import host, runtime
 from shave.backends.runtime import Artifact, load
 from shave.backends.targets import resolve
 from shave.backends.tvm import vm
-from shave.backends.tvm.worker import worker
+from shave.backends.tvm.build import build
 from shave.ir.errors import SignatureError
 from tests.backends import handmade
 from tests.backends.handmade import OUT, WIDTH, expected
@@ -131,7 +131,7 @@ def test_writing_to_results_reaches_nothing(artifact: Artifact) -> None:
 def test_narrow_floats(tmp_path: Path) -> None:
     """bfloat16, which neither NumPy nor its DLPack knows."""
     dtype = np.dtype(ml_dtypes.bfloat16)
-    library = worker.build(handmade.module("bfloat16"), resolve("cpu"))
+    library = build(handmade.module("bfloat16"), resolve("cpu"))
     path = tmp_path / "narrow.shave"
     path.write_bytes(handmade.artifact(library, dtype))
     x = _input().astype(dtype)
@@ -264,7 +264,7 @@ def test_libraries_are_unloaded(packed: Path) -> None:
 def test_libraries_are_not_mistaken_for_each_other(packed: Path, tmp_path: Path) -> None:
     """The file behind a library gets the same descriptor each time; the code must still be its own."""
     other = tmp_path / "other.shave"
-    other.write_bytes(handmade.artifact(worker.build(handmade.module(negate=True), resolve("cpu"))))
+    other.write_bytes(handmade.artifact(build(handmade.module(negate=True), resolve("cpu"))))
     x = _input()
     kept = [load(packed), load(other), load(packed), load(other)]
     for artifact, sign in zip(kept, (1, -1, 1, -1), strict=True):
