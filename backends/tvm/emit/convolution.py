@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from shave.backends.tvm.kernels.epilogue import Bias
 from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.sizes import Size, is_static
-from shave.ir.ops import op_name
+from shave.ir.ops import argument, op_name
 
 OPERATORS = (
     "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution",
@@ -72,6 +72,26 @@ def _read(node: fx.Node) -> _Arguments:
     )  # fmt: skip
 
 
+def _with_pad(a: _Arguments) -> _Arguments:
+    """The convolution with a constant pad of zeros ahead of it as padding of its own; kernels take uneven ones.
+
+    The pad itself is emitted as ever and dropped if nothing else reads it.
+    """
+    pad = a.x
+    if a.transposed or pad.op != "call_function" or op_name(pad) not in ("aten.pad", "aten.constant_pad_nd"):
+        return a
+    amounts, source = list(argument(pad, "pad")), argument(pad, "self")
+    constant = op_name(pad) == "aten.constant_pad_nd" or argument(pad, "mode") == "constant"
+    whole = all(isinstance(amount, int) and amount >= 0 for amount in amounts)
+    if not constant or not whole or argument(pad, "value") or len(amounts) > 2 * len(a.stride):
+        return a
+    # The amounts come last axis first.
+    amounts += [0] * (2 * len(a.stride) - len(amounts))
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
+    sums = [(p[0] + q[0], p[1] + q[1]) for p, q in zip(a.padding, pairs, strict=True)]
+    return replace(a, x=source, padding=tuple(sums))
+
+
 def is_kernel(node: fx.Node) -> bool:
     """Whether a kernel of ours computes a convolution: constant float weights, known extents but for the batch."""
     if op_name(node) not in OPERATORS:
@@ -86,7 +106,7 @@ def is_kernel(node: fx.Node) -> bool:
 @emits(*OPERATORS)
 def _convolution(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
-        return _kernel(emitter, node, _read(node))
+        return _kernel(emitter, node, _with_pad(_read(node)))
     a = _read(node)
     inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
     shape = emitter.shape(node)

@@ -429,10 +429,12 @@ def _pad_as(emitter: Emitter, node: fx.Node, x: fx.Node, amounts: Sequence[Any],
     for k in range(len(amounts) // 2):
         before[rank - 1 - k] = amounts[2 * k]
     padded = [d for d in range(rank) if not (same(have[d], shape[d]) and isinstance(before[d], int) and before[d] == 0)]
+    blocked = emitter.value(x).only_blocked and all(d >= 2 for d in padded)
 
     def compute(x: Any, before: Sequence[Any], have: Sequence[Size], shape: Sequence[Size]) -> Any:
         def element(*index: Any) -> Any:
-            inside = [index[d] - before[d] for d in range(rank)]
+            # The lane of a blocked tensor follows the axes that are padded.
+            inside = [*(index[d] - before[d] for d in range(rank)), *index[rank:]]
             if mode == "constant":
                 bounds = [tirx.And(inside[d] >= 0, inside[d] < have[d]) for d in padded]
                 within = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
@@ -443,6 +445,9 @@ def _pad_as(emitter: Emitter, node: fx.Node, x: fx.Node, amounts: Sequence[Any],
 
         return te.compute(shape, element, name="pad")
 
+    if blocked:
+        inside = layout.blocked_shape(shape, emitter.lanes)
+        return Value(shape, dtype, blocked=emitter.te(node, compute, emitter.blocked(x), before, have, shape=inside))
     return emitter.te(node, compute, emitter.plain(x), before, have, shape=shape)
 
 

@@ -87,7 +87,15 @@ def schedule_function(function: PrimFunc, target: Target) -> PrimFunc:
     except Exception as reason:  # a compiler must not fail where it could only have made code faster
         function, rule = _outermost_parallel(function)
         rule = f"{rule}: {reason}"
-    return expand_intrinsics(function).with_attrs({SCHEDULED: True, RULE: rule})
+    return _named_once(expand_intrinsics(function)).with_attrs({SCHEDULED: True, RULE: rule})
+
+
+def _named_once(function: PrimFunc) -> PrimFunc:
+    """Rename what several copies of an expression (one for each segment of a loop) name alike.
+
+    TVM's simplifier takes a name for the first value that it met under it.
+    """
+    return tirx.transform.ConvertSSA()(tvm.IRModule({"main": function}))["main"]
 
 
 def _rewrite(function: PrimFunc, target: Target) -> tuple[Stmt, str]:

@@ -99,6 +99,19 @@ def test_weights_come_in_the_order_of_the_tuple(residual: Compiled) -> None:
     assert all(array.flags.c_contiguous for _, array in residual.lowered.weights)
 
 
+def test_a_pad_ahead_of_convolutions_becomes_their_padding() -> None:
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 8, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(F.pad(self.first(F.pad(x, (0, 1, 0, 1))), (0, 1, 0, 1)))
+
+    lowered = lower(trace(Padded().eval(), (torch.zeros(1, 3, 16, 16),)), host())
+    assert [(k.family, k.nodes) for k in lowered.kernels if k.nodes] == [("conv", ("conv2d",)), ("conv", ("conv2d_1",))]
+
+
 def test_a_dynamic_batch_stays_dynamic() -> None:
     module = _Residual().eval()
     compiled = Compiled(trace(module, (torch.randn(2, 3, 8, 8),), dynamic_shapes={"x": {0: "batch"}}))

@@ -18,7 +18,30 @@ def cases() -> list[Case]:
         weights = (floats(*w) * 0.2, *((floats(out),) if bias else ()))
         return Case(name, lambda x, w, b=None: call(x, w, b, **options), (floats(*x),), weights, tolerance=2e-5)
 
+    def padded(name: str, *amounts: int, value: float = 0.0, mode: str = "constant", **options: Any) -> Case:
+        """A pad between two convolutions."""
+
+        def call(x: Any, a: Any, b: Any) -> Any:
+            return F.conv2d(F.pad(F.conv2d(x, a), amounts, mode, value), b, **options)
+
+        weights = (floats(20, 3, 1, 1), floats(20, 20 // options.get("groups", 1), 3, 3) * 0.2)
+        return Case(f"conv2d behind {name}", call, (floats(2, 3, 9, 8),), weights, tolerance=2e-5)
+
     return [
+        padded("a pad", 0, 1, 0, 1, stride=2),
+        padded("a pad of one axis", 2, 1, padding=1),
+        padded("a pad, depthwise", 0, 1, 1, 0, stride=2, groups=20),
+        padded("a pad of ones", 1, 1, 1, 1, value=1.0),
+        padded("a crop", -1, 1, 0, 0),
+        padded("a pad of channels", 0, 0, 0, 0, -1, 1),
+        padded("a reflection", 1, 2, 3, 0, mode="reflect"),
+        Case(
+            "pad with two readers",
+            lambda x, w: (F.conv2d(p := F.pad(x, (1, 0, 2, 1)), w), F.relu(p)),
+            (floats(1, 3, 6, 7),),
+            (floats(5, 3, 3, 3),),
+            tolerance=2e-5,
+        ),
         case("conv2d", (2, 3, 9, 11), (20, 3, 3, 3), padding=1),
         case("conv2d wide", (1, 40, 7, 7), (24, 40, 3, 3), padding=1, bias=False),
         case("conv2d strided", (1, 16, 15, 14), (32, 16, 3, 3), stride=2, padding=1),
