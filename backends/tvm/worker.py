@@ -9,48 +9,27 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import json
 import os
 import queue
-import signal
-import struct
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from shave.backends import host
 from shave.backends.target import Target
+from shave.backends.tvm.process import Child, answer
 from shave.ir.errors import CompileError
 
 if TYPE_CHECKING:
     from shave.backends.tvm.build import Job
 
-_LENGTH = struct.Struct("<Q")
-_PROGRAM = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from shave.backends.tvm.worker import serve
-serve()
-"""
 
-
-class Worker:
-    """One process that generates code; it restarts after a crash."""
+class Worker(Child):
+    """One process that generates code."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._parents: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
-
-    def start(self) -> None:
-        """Start the process if there is none, without waiting for it."""
-        with self._lock:
-            self._running()
+        super().__init__(__name__, "serve", "code generator")
 
     def generate(self, job: Job) -> bytes:
         """Do what :func:`shave.backends.tvm.build.generate` does, in the worker.
@@ -58,74 +37,8 @@ class Worker:
         Raises:
             CompileError: The job failed, or the worker crashed.
         """
-        fields = {**dataclasses.asdict(job.target), "features": sorted(job.target.features)}
-        request = json.dumps({"name": job.name, "target": fields}).encode()
-        with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                _send(process.stdin, request)
-                _send(process.stdin, job.code.encode())
-                verdict, content = _receive(process.stdout), _receive(process.stdout)
-            except OSError:
-                verdict = content = None
-            except BaseException:  # interrupted: this answer must not be taken for the next one's
-                self._kill()
-                raise
-            if verdict is None or content is None:
-                raise CompileError(self._epitaph(job.name))
-        if verdict != b"done":
-            raise CompileError(content.decode())
-        return content
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._owner != os.getpid():
-            # After a fork the worker is the parent's: it is neither used nor stopped here.
-            self._parents, self._process = self._process, None
-        elif self._process is not None and self._process.poll() is not None:
-            self._kill()
-        if self._process is None:
-            self._owner = os.getpid()
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                start_new_session=True,  # Ctrl-C is for this process, which then stops the worker
-            )
-        return self._process
-
-    def abandon(self) -> None:
-        """End the process while another thread may be waiting for it; that one gets a ``CompileError``."""
-        process = self._process
-        if process is not None and self._owner == os.getpid():
-            process.kill()
-
-    def stop(self) -> None:
-        """End the process."""
-        with self._lock:
-            if self._owner == os.getpid():
-                self._kill()
-
-    def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-            self._errors.close()
-
-    def _epitaph(self, name: str) -> str:
-        """What killed the worker, with the last line that it wrote."""
-        process = self._process
-        assert process is not None
-        code = process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        self._kill()
-        cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return f"the code generator crashed on {name} ({cause}){': ' + lines[-1] if lines else ''}"
+        target = {**dataclasses.asdict(job.target), "features": sorted(job.target.features)}
+        return self.ask(job.name, {"name": job.name, "target": target}, job.code.encode())
 
 
 class Workers:
@@ -194,48 +107,20 @@ atexit.register(workers.stop)
 
 
 def serve() -> None:
-    """Be the worker: build modules from standard input until it ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what TVM prints is no answer
+    """Be a worker."""
     modules: dict[str, Any] = sys.modules
     modules["torch"] = None  # tvm_ffi imports it wherever it is installed
     from shave.backends.tvm.build import Job, generate
 
-    requests = sys.stdin.buffer
-    while (request := _receive(requests)) is not None and (code := _receive(requests)) is not None:
-        fields = json.loads(request)
+    def handle(fields: dict[str, Any], content: bytes) -> bytes:
         target = Target(**{**fields["target"], "features": frozenset(fields["target"]["features"])})
         try:
-            verdict, content = b"done", generate(Job(fields["name"], code.decode(), target))
+            return generate(Job(fields["name"], content.decode(), target))
+        except CompileError:
+            raise
         except Exception as error:
-            verdict, content = b"failed", _one_line(fields["name"], error).encode()
-        _send(answers, verdict)
-        _send(answers, content)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = f"{type(error).__name__}: {lines[-1] if lines else ''}"
+            raise CompileError(f"TVM cannot build {fields['name']}: {reason}") from error
 
-
-def _one_line(name: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
-    return text if isinstance(error, CompileError) else f"TVM cannot build {name}: {type(error).__name__}: {text}"
-
-
-def _send(stream: IO[bytes], content: bytes) -> None:
-    stream.write(_LENGTH.pack(len(content)))
-    stream.write(content)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes]) -> bytes | None:
-    """The next message; None at the end of the stream."""
-    head = _exactly(stream, _LENGTH.size)
-    return None if head is None else _exactly(stream, _LENGTH.unpack(head)[0])
-
-
-def _exactly(stream: IO[bytes], size: int) -> bytes | None:
-    content = bytearray()
-    while len(content) < size:
-        chunk = stream.read(min(size - len(content), 1 << 20))
-        if not chunk:
-            return None
-        content += chunk
-    return bytes(content)
+    answer(handle)

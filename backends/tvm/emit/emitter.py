@@ -20,6 +20,7 @@ from shave.backends.tvm.emit.registry import emitter_of
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.layout import Value
 from shave.backends.tvm.regions import Region
+from shave.backends.tvm.schedules import Analytic, Argument, Kernel, Schedules
 from shave.backends.tvm.sizes import Size, Sizes
 from shave.ir.dtypes import dtype_name
 from shave.ir.errors import UnsupportedError
@@ -56,17 +57,27 @@ class Emitter:
         lanes: Channels of a block in the blocked layout.
         sizes: Converts symbolic sizes.
         weights: Those used so far.
+        schedules: Decides on the schedules of own kernels.
         origins: The nodes behind a Relax variable, by its name.
         families: The kernel family of a function, by its name; for own kernels.
     """
 
-    def __init__(self, module: fx.GraphModule, target: Target, sizes: Sizes, builder: Any, weights: Weights) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        target: Target,
+        sizes: Sizes,
+        builder: Any,
+        weights: Weights,
+        schedules: Schedules | None = None,
+    ) -> None:
         self.module = module
         self.target = target
         self.lanes = target.lanes
         self.sizes = sizes
         self.builder = builder
         self.weights = weights
+        self.schedules = schedules or Analytic()
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
         self.origins: dict[str, tuple[str, ...]] = {}
         self.families: dict[str, str] = {}
@@ -308,8 +319,11 @@ class Emitter:
             shape: Extents of the result, in the layout the kernel writes; its dtype is float32.
             nodes: The nodes it computes; the last one's value is the result.
         """
-        name = family.__name__.rpartition(".")[2]
-        schedule = family.default(problem, self.target)
+        kernel = Kernel(family, problem, epilogue, self.target)
+        name = kernel.name
+        weights = set(map(id, self.weights.variables.values()))
+        arguments = [Argument(_known(v.ty.shape.values), id(v) in weights) for v in inputs]
+        schedule = self.schedules.choose(kernel, [*arguments, Argument(_known(shape), False)])
         key = (name, problem, schedule, epilogue)
         if key not in self.functions:
             function = family.build(problem, schedule, self.target, epilogue).without_attr("global_symbol")
@@ -321,6 +335,11 @@ class Emitter:
         made = self.builder.emit(call, name_hint=nodes[-1].name)
         self.origins[made.name] = tuple(n.name for n in nodes)
         return made
+
+
+def _known(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    sizes = [size.value if isinstance(size, tirx.IntImm) else size for size in shape]
+    return tuple(size if isinstance(size, int) else None for size in sizes)
 
 
 def stored_dtype(dtype: torch.dtype) -> str:

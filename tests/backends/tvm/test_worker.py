@@ -13,6 +13,7 @@ import pytest
 from tvm.script import tirx as T
 
 from shave.backends.targets import resolve
+from shave.backends.tvm import process as process_module
 from shave.backends.tvm import worker as worker_module
 from shave.backends.tvm.adapter import relax
 from shave.backends.tvm.build import Job, build, generate_here, split
@@ -140,7 +141,7 @@ def test_interrupt_while_waiting(worker: Worker, monkeypatch: pytest.MonkeyPatch
     first = _pid(worker)
     job = split(handmade.module(negate=True), resolve("cpu"))[0]
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "_receive", _interrupt)
+        patch.setattr(process_module, "_receive", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             worker.generate(job)
     _build_works(worker)
