@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from shave.backends import weights as tensors
 from shave.backends.container import Member, layout, write
 from shave.backends.manifest import Manifest, Platform, made_with
+from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.ir.errors import ArtifactError
 from shave.ir.files import atomic_write
@@ -64,6 +65,7 @@ def pack(
     weights: Sequence[tuple[str, tensors.Array]],
     signature: Signature,
     target: Target,
+    plan: Plan | None = None,
     report: Sequence[Any] = (),
     figures: Mapping[str, Any] | None = None,
 ) -> None:
@@ -78,6 +80,7 @@ def pack(
         weights: Name and content of each weight, in the order in which the library takes them.
         signature: Inputs and outputs.
         target: What the library was compiled for.
+        plan: What the library's function ``run`` does; None if the library is for the virtual machine.
         report: One JSON object per pass that was applied.
         figures: Costs and measurements to record, as JSON data.
 
@@ -89,6 +92,7 @@ def pack(
         signature=signature,
         platform=Platform.of(target),
         weights=tuple(name for name, _ in weights),
+        plan=plan,
         members=members,
         report=report,
         figures=figures or {},

@@ -94,6 +94,7 @@ def compile(
                 weights=lowering.weights,
                 signature=lowering.signature,
                 target=target,
+                plan=lowering.plan,
                 report=[_timeless(entry.to_json()) for entry in program.report],
                 figures=figures,
             )

@@ -11,11 +11,12 @@ from typing import Any
 
 from shave.backends import host
 from shave.backends.container import Member
+from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.ir.errors import ArtifactError, SignatureError
 from shave.ir.signature import Signature
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format that this code writes, and the only one that it reads."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -68,6 +69,7 @@ class Manifest:
         signature: Inputs and outputs.
         platform: Where the code runs.
         weights: Names of the weights in the order in which the code takes them.
+        plan: Which kernel runs when, on which bytes; None for a program that the virtual machine runs.
         members: The other members, in the order of the file.
         report: One JSON object per pass that was applied, oldest first.
         figures: Costs and measurements that the maker of the artifact recorded, as JSON data.
@@ -77,6 +79,7 @@ class Manifest:
     signature: Signature
     platform: Platform
     weights: tuple[str, ...]
+    plan: Plan | None
     members: tuple[Member, ...]
     report: Sequence[Any]
     figures: Mapping[str, Any]
@@ -89,6 +92,7 @@ class Manifest:
             "signature": self.signature.to_json(),
             "platform": {**vars(self.platform), "features": list(self.platform.features)},
             "weights": list(self.weights),
+            "plan": None if self.plan is None else self.plan.to_json(),
             "members": {m.name: {"size": m.size, "crc32": m.crc32, "sha256": m.sha256} for m in self.members},
             "report": list(self.report),
             "figures": dict(self.figures),
@@ -121,6 +125,7 @@ class Manifest:
                     features=tuple(_text(feature) for feature in platform["features"]),
                 ),
                 weights=tuple(_text(name) for name in data["weights"]),
+                plan=None if data["plan"] is None else Plan.from_json(data["plan"]),
                 members=tuple(_member(name, entry) for name, entry in data["members"].items()),
                 report=list(data["report"]),
                 figures=dict(data["figures"]),

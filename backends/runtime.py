@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from shave.backends import host
 from shave.backends.artifact import Contents, open_artifact
 from shave.backends.manifest import Manifest
 from shave.backends.tvm import vm
-from shave.backends.weights import Array
+from shave.backends.tvm.executor import Executor
+from shave.backends.weights import Array, numpy_dtype
 from shave.ir.errors import ArtifactError, SignatureError
 from shave.ir.signature import Signature
 
@@ -52,6 +52,8 @@ class Artifact:
         self.manifest: Manifest = contents.manifest
         self._contents = contents
         self._dtype_names: dict[Any, str] = {}
+        # What most calls look like; dynamic sizes are names here, which no shape equals.
+        self._forms = [(spec.shape, numpy_dtype(spec.dtype)) for spec in self.signature.inputs]
         self.threads = default_threads() if threads is None else threads
 
     def __call__(self, *inputs: Any, **named: Any) -> Array | tuple[Array, ...]:
@@ -67,19 +69,53 @@ class Artifact:
             SignatureError: Wrong number, name, shape or dtype of the inputs.
             ArtifactError: This machine cannot run it.
         """
-        tensors = self._bind(inputs, named)
+        arrays = self._bind(inputs, named)
         vm.use_threads(self._threads)
-        results = self._machine(tensors)
-        taken = {tensor.data_ptr() for tensor in tensors}
-        outputs = []
-        for result in results:
-            output = vm.to_array(result)
-            # A program may return an input, a weight or one value twice; who writes to a result must not change those.
-            if result.data_ptr() in taken or self._machine.is_weight(result):
-                output = output.copy()
-            taken.add(result.data_ptr())
-            outputs.append(output)
+        outputs = self._engine(arrays)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run_into(self, outputs: Array | Sequence[Array], *inputs: Any, **named: Any) -> None:
+        """Run the program with its results in arrays that are there already.
+
+        Args:
+            outputs: One array, or one for each output: of the right shape and dtype, contiguous, writable, and apart
+                from one another and from the inputs.
+            inputs: As in a call.
+            named: As in a call.
+
+        Raises:
+            SignatureError: Inputs or outputs do not fit.
+            ArtifactError: This machine cannot run it.
+        """
+        arrays = self._bind(inputs, named)
+        results = [outputs] if isinstance(outputs, np.ndarray) else list(outputs)
+        vm.use_threads(self._threads)
+        if isinstance(self._engine, Executor):
+            self._check_outputs(results, arrays, [spec.shape for spec in self.signature.outputs])
+            self._engine.run_into(results, arrays)
+        else:
+            made = self._engine(arrays)
+            self._check_outputs(results, arrays, [array.shape for array in made])
+            for result, array in zip(results, made, strict=True):
+                result[...] = array
+
+    def _check_outputs(self, outputs: list[Array], inputs: Sequence[Array], shapes: Sequence[Sequence[Any]]) -> None:
+        specs = self.signature.outputs
+        if len(outputs) != len(specs):
+            raise SignatureError(f"{len(outputs)} arrays given for {len(specs)} outputs")
+        for k, (spec, output, shape) in enumerate(zip(specs, outputs, shapes, strict=True)):
+            if (
+                output.shape != tuple(shape)
+                or self._dtype_name(output.dtype) != spec.dtype
+                or not output.dtype.isnative
+            ):
+                raise SignatureError(
+                    f"the array for {spec} has dtype {output.dtype} and shape {list(output.shape)}, not {list(shape)}"
+                )
+            if not output.flags.carray:
+                raise SignatureError(f"the array for {spec} is not contiguous and writable")
+            if any(np.may_share_memory(output, other) for other in (*outputs[:k], *inputs)):
+                raise SignatureError(f"the array for {spec} shares memory with an input or another output")
 
     def start(self) -> None:
         """Load the code now; otherwise the first call does.
@@ -87,12 +123,15 @@ class Artifact:
         Raises:
             ArtifactError: This machine cannot run it.
         """
-        _ = self._machine
+        _ = self._engine
 
     @functools.cached_property
-    def _machine(self) -> vm.Machine:
+    def _engine(self) -> Executor | vm.Machine:
         self.manifest.check_here()
-        return vm.Machine(self._contents.library, self._contents.weights)
+        library, weights, plan = self._contents.library, self._contents.weights, self.manifest.plan
+        if plan is None:
+            return vm.Machine(library, weights)
+        return Executor(library, weights, plan, self.signature)
 
     @property
     def signature(self) -> Signature:
@@ -127,15 +166,18 @@ class Artifact:
         """
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, not {rounds}")
-        tensors = self._bind(inputs, named)
+        arrays = self._bind(inputs, named)
         vm.use_threads(self._threads)
-        self._machine(tensors)  # warm up
-        samples = [self._trace(tensors) for _ in range(rounds)]
-        times = [
-            KernelTime(name, calls, statistics.median(sample[name][1] for sample in samples))
-            for name, (calls, _) in samples[0].items()
-        ]
-        return sorted(times, key=lambda entry: -entry.seconds)
+        self._engine(arrays)  # warm up
+        samples: dict[str, list[list[float]]] = {}
+        for _ in range(rounds):
+            times: dict[str, list[float]] = {}
+            for name, seconds in self._engine.trace(arrays):
+                times.setdefault(name, []).append(seconds)
+            for name, calls in times.items():
+                samples.setdefault(name, []).append(calls)
+        times_of = [KernelTime(name, len(each[0]), statistics.median(map(sum, each))) for name, each in samples.items()]
+        return sorted(times_of, key=lambda entry: -entry.seconds)
 
     def save(self, path: str | Path) -> None:
         """Write the artifact to a file that :func:`load` takes, whole or not at all.
@@ -148,44 +190,30 @@ class Artifact:
     def __repr__(self) -> str:
         return f"Artifact{self.signature} for {self.manifest.platform.target}"
 
-    def _bind(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[vm.Tensor]:
-        """Put the inputs in order, check them, and give TVM tensors that its kernels can read."""
+    def _bind(self, inputs: Sequence[Any], named: dict[str, Any]) -> Sequence[Array]:
+        """Put the inputs in order, check them, and give arrays that the code can read where they lie."""
+        if not named and len(inputs) == len(self._forms):
+            for value, (shape, dtype) in zip(inputs, self._forms, strict=True):
+                if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
+                    break
+                if not value.flags.carray:
+                    break
+            else:
+                return inputs
         values = self.signature.bind(inputs, named)
         arrays = [
             value if isinstance(value, np.ndarray) else _exchanged(spec.name, value)
             for spec, value in zip(self.signature.inputs, values, strict=True)
         ]
         self.signature.check([array.shape for array in arrays], [self._dtype_name(array.dtype) for array in arrays])
-        return [
-            vm.to_tensor(vm.aligned(array)) if isinstance(array, np.ndarray)
-            else array if vm.is_usable(array)
-            else vm.to_tensor(vm.aligned(vm.to_array(array)))
-            for array in arrays
-        ]  # fmt: skip
+        return [np.require(array, array.dtype.newbyteorder("="), ["C", "A"]) for array in arrays]
 
     def _dtype_name(self, dtype: Any) -> str:
-        """``str`` of a dtype of NumPy or TVM, remembered because NumPy makes the name anew each time."""
+        """Name of a dtype, remembered because NumPy makes it anew each time."""
         name = self._dtype_names.get(dtype)
         if name is None:
-            name = self._dtype_names[dtype] = dtype.name if isinstance(dtype, np.dtype) else str(dtype)
+            name = self._dtype_names[dtype] = dtype.name
         return name
-
-    def _trace(self, tensors: Sequence[vm.Tensor]) -> dict[str, tuple[int, float]]:
-        """Calls and seconds of each kernel in one run."""
-        totals: dict[str, tuple[int, float]] = {}
-        started: list[float] = []
-
-        def instrument(name: str, before: bool) -> None:
-            if before:
-                started.append(time.perf_counter())
-                return
-            seconds = time.perf_counter() - started.pop()
-            name = "(virtual machine)" if name.startswith("vm.builtin.") else name
-            calls, total = totals.get(name, (0, 0.0))
-            totals[name] = (calls + 1, total + seconds)
-
-        self._machine.trace(tensors, instrument)
-        return totals
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Artifact:
@@ -230,7 +258,7 @@ def check_threads(number: int) -> None:
         raise ValueError(f"threads must be from 1 to {limit}, the processors that this process may use, not {number}")
 
 
-def _exchanged(name: str, value: Any) -> vm.Tensor:
+def _exchanged(name: str, value: Any) -> Array:
     """Take a tensor of another library without a copy.
 
     Raises:
@@ -241,7 +269,7 @@ def _exchanged(name: str, value: Any) -> vm.Tensor:
     try:
         device, _ = value.__dlpack_device__()
         if device in _HOST_MEMORY:
-            return vm.ffi().from_dlpack(value)
+            return vm.to_array(vm.ffi().from_dlpack(value))
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise SignatureError(f"input {name!r} cannot be exchanged through DLPack: {error}") from error
     raise SignatureError(f"input {name!r} is not in CPU memory; move it there first")

@@ -118,7 +118,7 @@ def build(
 
 
 def split(module: Any, target: Target) -> list[Job]:
-    """The jobs of a module: first its Relax functions, then the PrimFuncs, the longest first."""
+    """The jobs of a module: first its Relax functions, if any, then the PrimFuncs, the longest first."""
     kernels = []
     program = {}
     for variable, function in module.functions.items():
@@ -129,8 +129,11 @@ def split(module: Any, target: Target) -> list[Job]:
             program[variable] = _signature(named)
         else:
             program[variable] = function
+    kernels.sort(key=lambda job: (-len(job.code), job.name))
+    if len(kernels) == len(program):
+        return kernels  # a static program has no Relax functions
     code = tvm.ir.save_json(tvm.IRModule(program, attrs=module.attrs))
-    return [Job("the program", code, target), *sorted(kernels, key=lambda job: (-len(job.code), job.name))]
+    return [Job("the program", code, target), *kernels]
 
 
 def _signature(function: Any) -> Any:

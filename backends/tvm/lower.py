@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
@@ -20,6 +21,7 @@ from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
 from shave.backends.tvm.sizes import Sizes
+from shave.backends.tvm.static import static
 from shave.ir.program import Program
 from shave.ir.signature import Signature
 
@@ -46,16 +48,19 @@ class Lowered:
     """A program on its way to a library.
 
     Attributes:
-        module: An ``IRModule``; ``main(*inputs, weights)`` takes the weights as one tuple and returns a tuple.
+        module: What to generate code for: an ``IRModule`` with ``main(*inputs, weights)``, which takes the weights as
+            one tuple and returns a tuple, or, if there is a plan, the kernels with the function ``run``.
         weights: Name and array of each weight, packed for the kernels, in the order of the tuple.
         signature: That of the program.
         kernels: The calls of functions of the library, in execution order; those inside of branches are left out.
+        plan: Which kernel runs when, on which bytes; None if that is only known at run time.
     """
 
     module: Any
     weights: list[tuple[str, Array]]
     signature: Signature
     kernels: list[KernelCall]
+    plan: Plan | None
 
 
 _one_at_a_time = threading.Lock()
@@ -87,7 +92,8 @@ def _lower(program: Program, target: Target) -> Lowered:
     module = schedule_tail(_as_functions(module), target)
     module, names = name_by_content(_with_main(module, len(inputs)))
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
-    return Lowered(module, list(weights.arrays.items()), program.signature, kernels)
+    module, plan = static(module) or (module, None)
+    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan)
 
 
 def _is_anchor(node: fx.Node) -> bool:

@@ -1,4 +1,7 @@
-"""TVM's virtual machine through tvm_ffi and libtvm_runtime alone: neither TVM's Python package nor torch is imported.
+"""TVM's runtime through tvm_ffi and libtvm_runtime alone: neither TVM's Python package nor torch is imported.
+
+Here are its virtual machine, which runs programs whose sizes are only known at run time, and what it shares with the
+executor of static programs: loading, tensors, threads.
 
 What it takes from TVM are a few functions in its global registry; ``tests/backends/tvm/test_vm.py`` pins them.
 """
@@ -12,8 +15,9 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -32,11 +36,11 @@ _SHARE_ALL_CORES = -3  # affinity mode: any thread on any of the given processor
 _USER_DEFINED = 2  # what NumPy says of dtypes that other packages registered
 _CARRIERS: dict[int, Any] = {2: np.dtype("uint16"), 1: np.dtype("uint8")}  # stand in for those, by their size
 
+BETWEEN_KERNELS = "(virtual machine)"
+"""What :meth:`Machine.trace` calls the work between kernels."""
+
 Tensor = Any
 """A ``tvm_ffi.Tensor`` in CPU memory."""
-
-Instrument = Callable[[str, bool], None]
-"""Called with a function's name before (True) and after (False) each call that the virtual machine makes."""
 
 
 class Machine:
@@ -47,38 +51,51 @@ class Machine:
     """
 
     def __init__(self, library: memoryview, weights: Sequence[Array]) -> None:
-        self._ffi = ffi()
-        with _private_file(library) as path:
-            self._module = self._ffi.get_global_func("ffi.Module.load_from_file.so")(path, "")
+        self._module = load(library)
         tensors = [to_tensor(aligned(weight)) for weight in weights]
-        self._weights = self._ffi.convert(tuple(tensors))
+        self._weights = ffi().convert(tuple(tensors))
         self._borrowed = {tensor.data_ptr() for tensor in tensors}
         self._idle: deque[Any] = deque()  # the function ``main`` of each machine at rest, which keeps it alive
 
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Run ``main``; the results own their memory."""
+        tensors = [to_tensor(aligned(array)) for array in inputs]
         try:
             main = self._idle.pop()
         except IndexError:
             main = self._start()["main"]
-        results = _flat(main(*inputs, self._weights))
+        results = _flat(main(*tensors, self._weights))
         self._idle.append(main)
-        return results
+        taken = self._borrowed.union(tensor.data_ptr() for tensor in tensors)
+        outputs = []
+        for result in results:
+            # A program may return an input, a weight or one value twice; who writes to a result must not change those.
+            output = to_array(result)
+            outputs.append(output.copy() if result.data_ptr() in taken else output)
+            taken.add(result.data_ptr())
+        return outputs
 
-    def trace(self, inputs: Sequence[Tensor], instrument: Instrument) -> None:
-        """Run ``main`` once on a machine of its own, telling ``instrument`` of each call that it makes."""
+    def trace(self, inputs: Sequence[Array]) -> list[tuple[str, float]]:
+        """Run ``main`` once on a machine of its own.
 
-        def callback(_function: Any, name: str, before: bool, _result: Any, *_arguments: Any) -> int:
-            instrument(name, before)
+        Returns:
+            Name of the function and seconds of each call that the virtual machine made, in their order.
+        """
+        started: list[float] = []
+        times: list[tuple[str, float]] = []
+
+        def instrument(_function: Any, name: str, before: bool, _result: Any, *_arguments: Any) -> int:
+            if before:
+                started.append(time.perf_counter())
+            else:
+                seconds = time.perf_counter() - started.pop()
+                times.append((BETWEEN_KERNELS if name.startswith("vm.builtin.") else name, seconds))
             return 0  # go on
 
         machine = self._start()
-        machine["set_instrument"](callback)
-        machine["main"](*inputs, self._weights)
-
-    def is_weight(self, tensor: Tensor) -> bool:
-        """Whether a result is a weight itself, or a view of one."""
-        return tensor.data_ptr() in self._borrowed
+        machine["set_instrument"](instrument)
+        machine["main"](*[to_tensor(aligned(array)) for array in inputs], self._weights)
+        return times
 
     def _start(self) -> Any:
         machine = self._module["vm_load_executable"]()
@@ -131,6 +148,12 @@ def _without_torch() -> Iterator[None]:
         sys.meta_path.remove(hider)
 
 
+def load(library: memoryview) -> Any:
+    """Load a shared library as a module of TVM, which unloads it when it dies."""
+    with _private_file(library) as path:
+        return ffi().get_global_func("ffi.Module.load_from_file.so")(path, "")
+
+
 _loads = itertools.count(1)
 
 
@@ -172,13 +195,11 @@ def to_array(tensor: Tensor) -> Array:
     return np.from_dlpack(tensor)
 
 
-def is_usable(tensor: Tensor) -> bool:
-    """Whether TVM's kernels can read the tensor where it lies: they assume its alignment and do not check."""
-    return bool(tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0)
-
-
 def aligned(array: Array) -> Array:
-    """The array itself if TVM's kernels can use it as it is, else an aligned, contiguous, native copy."""
+    """The array itself if kernels behind TVM's calling convention can use it, else an aligned, contiguous, native copy.
+
+    They assume the alignment and do not check.
+    """
     flags = array.flags
     usable = flags.c_contiguous and flags.writeable and array.dtype.isnative and array.ctypes.data % ALIGNMENT == 0
     # NumPy may give an empty array strides of zero, which TVM takes for a broadcast; a view of memory has proper ones.

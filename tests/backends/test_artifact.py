@@ -23,6 +23,7 @@ from shave.backends import artifact as artifacts
 from shave.backends import host, runtime
 from shave.backends.artifact import LIBRARY, MANIFEST, WEIGHTS, open_artifact
 from shave.backends.container import Member, write
+from shave.backends.manifest import FORMAT
 from shave.backends.runtime import load
 from shave.backends.targets import resolve
 from shave.backends.tvm import vm
@@ -257,7 +258,8 @@ def test_absurd_size_of_a_member(refuse: Callable[[bytes], str]) -> None:
 
 
 def test_newer_format(refuse: Callable[[bytes], str]) -> None:
-    assert "format 2, and this shave reads format 1; update shave" in refuse(_with_manifest(format=2))
+    message = refuse(_with_manifest(format=FORMAT + 1))
+    assert f"format {FORMAT + 1}, and this shave reads format {FORMAT}; update shave" in message
 
 
 def test_weights_that_the_manifest_does_not_name(refuse: Callable[[bytes], str]) -> None:

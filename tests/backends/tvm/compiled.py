@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from shave.backends import targets
 from shave.backends.target import Target
 from shave.backends.tvm import vm
 from shave.backends.tvm.build import build
+from shave.backends.tvm.executor import Executor
 from shave.backends.tvm.lower import Lowered, lower
 from shave.ir.program import Program
 
@@ -24,21 +23,21 @@ class Compiled:
     def __init__(self, program: Program, target: Target | None = None) -> None:
         self.lowered: Lowered = lower(program, target or host())
         self._library = build(self.lowered.module, target or host())
-        self._machine = vm.Machine(memoryview(self._library), [array for _, array in self.lowered.weights])
+        library, arrays = memoryview(self._library), [array for _, array in self.lowered.weights]
+        self._engine: Executor | vm.Machine
+        if self.lowered.plan is None:
+            self._engine = vm.Machine(library, arrays)
+        else:
+            self._engine = Executor(library, arrays, self.lowered.plan, self.lowered.signature)
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        results = self._machine([_given(x) for x in inputs])
-        return [torch.from_dlpack(result) for result in results]
+        results = self._engine([vm.to_array(vm.ffi().from_dlpack(x.contiguous().clone())) for x in inputs])
+        return [torch.from_dlpack(vm.to_tensor(result)) for result in results]
 
     def functions(self) -> list[str]:
-        """Names of the functions of the library, ``main`` left out."""
-        return [name.name_hint for name in self.lowered.module.get_global_vars() if name.name_hint != "main"]
-
-
-def _given(x: torch.Tensor) -> Any:
-    if x.dtype == torch.bfloat16:
-        return vm.ffi().from_dlpack(x.clone())
-    return vm.to_tensor(vm.aligned(x.contiguous().numpy()))
+        """Names of the kernels of the library."""
+        names = [name.name_hint for name in self.lowered.module.get_global_vars()]
+        return [name for name in names if name not in ("main", "__tvm_ffi_run")]
 
 
 def worst(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from shave.backends.tvm import vm
-from shave.backends.tvm.adapter import PrimFunc
 from shave.backends.tvm.lower import lower
 from shave.ir.errors import UnsupportedError
 from shave.ir.from_torch import trace
@@ -86,16 +85,15 @@ def test_a_network_of_convolutions_stays_blocked(residual: Compiled) -> None:
 
 
 def test_every_function_is_scheduled_and_holds_no_constant(residual: Compiled) -> None:
-    for name, function in residual.lowered.module.functions.items():
-        if isinstance(function, PrimFunc):
-            assert "shave.scheduled" in function.attrs, name
+    for name in residual.functions():
+        assert "shave.scheduled" in residual.lowered.module[name].attrs, name
     assert "metadata" not in residual.lowered.module.script()
 
 
-def test_weights_come_in_the_order_of_the_tuple(residual: Compiled) -> None:
-    main = residual.lowered.module["main"]
-    claimed = [tuple(int(s) for s in field.shape.values) for field in main.params[-1].ty.fields]
-    assert claimed == [array.shape for _, array in residual.lowered.weights]
+def test_weights_come_in_the_order_of_the_plan(residual: Compiled) -> None:
+    assert residual.lowered.plan is not None
+    claimed = {span.index: span.size for span in residual.lowered.plan.spans if span.memory == "weight"}
+    assert claimed == {k: array.nbytes for k, (_, array) in enumerate(residual.lowered.weights)}
     assert all(array.flags.c_contiguous for _, array in residual.lowered.weights)
 
 

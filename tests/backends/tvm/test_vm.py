@@ -69,14 +69,6 @@ def test_what_kernels_cannot_read_is_copied(make) -> None:  # type: ignore[no-un
     assert vm.aligned(copy) is copy
 
 
-def test_usable_tensors() -> None:
-    array = vm.aligned(np.zeros((8, 16), np.float32))
-    assert vm.is_usable(vm.to_tensor(array))
-    assert not vm.is_usable(vm.to_tensor(array.T))
-    assert not vm.is_usable(vm.to_tensor(array[:, 1:]))
-    assert not vm.is_usable(vm.to_tensor(array.reshape(-1)[1:]))
-
-
 def test_torch_is_hidden_from_one_thread_only() -> None:
     hider = vm._TorchHider()
     with pytest.raises(ModuleNotFoundError):
