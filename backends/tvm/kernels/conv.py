@@ -48,6 +48,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
+from shave.backends.tvm.kernels.prefetch import Prefetch
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, cycles_per_tile, fits
 
 MAX_PIXELS = 28
@@ -64,12 +65,14 @@ class ConvSchedule:
         outer: What the outermost loop walks: ``channels`` keeps the weights of a tile in cache while the image
             streams by, ``space`` keeps a few rows of the image while all weights stream by.
         merge: Rows laid end to end before tiles are cut (pointwise convolutions only, else 1).
+        prefetch: Whether tiles ask for the weights of the next panel; see :mod:`prefetch`.
     """
 
     pixels: int
     vectors: int
     outer: Literal["channels", "space"] = "channels"
     merge: int = 1
+    prefetch: bool = True
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,14 @@ def _strided(tap: Sequence[int], shape: ConvShape, counts: Sequence[int]) -> tup
     return (Ellipsis, *slices)
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """What a tile asks for while it computes: how, and from which element on."""
+
+    prefetch: Prefetch
+    first: int | Expr
+
+
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
     """The kernel (x, packed weights, *operands, y). Bias is [output blocks, lanes], residual is blocked like y."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -311,12 +322,41 @@ class _Emitter:
             (group, tile), position = (rest[:split], rest[split:]) if channels_first else (rest[split:], rest[:split])
 
             def row(first: int | Expr, blocks: Run) -> None:
-                for run in pixel_runs(inner, self.schedule.pixels):
+                runs = pixel_runs(inner, self.schedule.pixels)
+                asking, visit = self._prefetch(outer, position, runs, blocks.size)
+                following = group * self.blocks.output_blocks + first + blocks.size
+                for run in runs:
                     with loop(run.tiles.count) as t:
                         pixel = run.first + t * run.tiles.size
-                        self._tile(phase, run, n, group, first, blocks.size, [*position, pixel])
+                        ahead = None
+                        if asking is not None:
+                            ahead = _Ahead(asking, asking.first(following * self._block_elements, visit + t))
+                        self._tile(phase, run, n, group, first, blocks.size, [*position, pixel], ahead)
+                    visit = visit + int(run.tiles.count)
 
             for_tile(tile, channels, row)
+
+    def _prefetch(
+        self, outer: Sequence[Phase], position: Sequence[int | Expr], runs: Sequence[PixelRun], vectors: int
+    ) -> tuple[Prefetch | None, int | Expr]:
+        """How the tiles of a panel of weights ask for the next one, and the number of the first tile of a row."""
+        if not self.schedule.prefetch or self.shape.plain_input:
+            return None, 0
+        tiles = sum(int(run.tiles.count) for run in runs)
+        number: int | Expr = 0
+        for q, axis in zip(position, outer, strict=True):
+            number = number * axis.extent + q
+        rows = prod(axis.extent for axis in outer) if self.schedule.outer == "channels" else 1
+        if rows > 2 and outer[-1].padded:
+            # The first and the last row leave out taps, and with them what they would ask for.
+            rows, number = rows - 2, number - 1
+        chunks = self.blocks.input_blocks * prod(self.shape.kernel)
+        return Prefetch.of(vectors * self._block_elements, chunks, rows * tiles), number * tiles
+
+    @property
+    def _block_elements(self) -> int:
+        """Weights of one block of output channels."""
+        return self.blocks.input_blocks * prod(self.shape.kernel) * self.x_sizes[-1] * self.lanes
 
     def _tile(
         self,
@@ -327,6 +367,7 @@ class _Emitter:
         first: int | Expr,
         vectors: int,
         position: list[int | Expr],
+        ahead: _Ahead | None,
     ) -> None:
         """One register tile: ``position`` is its first output, along each axis in units of the phase."""
         lanes = self.lanes
@@ -336,7 +377,7 @@ class _Emitter:
             first_input = group * self.blocks.input_blocks
             done = 0
             for inputs in self.blocks.inputs:
-                self._reduce(tile, phase, run, n, block, position, first_input, done, inputs)
+                self._reduce(tile, phase, run, n, block, position, first_input, done, inputs, ahead)
                 done += int(inputs.count)
 
         place = [axis.first_output + q * axis.output_step for axis, q in zip(phase, position, strict=True)]
@@ -368,11 +409,11 @@ class _Emitter:
         first_input: int | Expr,
         done: int,
         inputs: Run,
+        ahead: _Ahead | None,
     ) -> None:
         """Add the products of ``inputs.count`` input blocks after ``done``, of which ``inputs.size`` channels exist."""
         *outer, inner = phase
         width = self.x_sizes[-1]
-        weight_sizes = (self.blocks.input_blocks, *self.shape.kernel, width, self.lanes)
         with ExitStack() as loops:
             b = done + loops.enter_context(loop(inputs.count))
             taps: list[int | Expr] = []
@@ -387,13 +428,14 @@ class _Emitter:
             for met in run.taps:
                 with loop(met.count) as t:
                     tap = met.first + t
-                    weight = offset(weight_sizes, block, b, *taps, inner.first_tap + tap * inner.tap_step, 0, 0)
+                    chunk = offset(self.shape.kernel, b, *taps, inner.first_tap + tap * inner.tap_step)
+                    (weight,) = bind(block * self._block_elements + chunk * (width * self.lanes))
                     pixel = base + tap * inner.tap_input
                     source = offset(self.x_sizes, n, first_input + b, *pixels, pixel, 0)
+                    if ahead is not None:
+                        ahead.prefetch.ask(self.weight, ahead.first, chunk)
                     with loop(inputs.size) as c:
-                        self._step(
-                            tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes, weight_sizes
-                        )
+                        self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
 
     def _step(
         self,
@@ -402,11 +444,10 @@ class _Emitter:
         source: int | Expr,
         row_step: int,
         weight: int | Expr,
-        weight_sizes: Sequence[int],
     ) -> None:
         """One step of the reduction: one input channel, one tap."""
         tile.multiply_add(
             rows,
             lambda row: self.x.load(source + row * row_step),
-            lambda v: self.weight.load(weight + v * prod(weight_sizes), self.lanes),
+            lambda v: self.weight.load(weight + v * self._block_elements, self.lanes),
         )

@@ -132,6 +132,19 @@ def test_inner_loop_keeps_its_accumulators_in_registers(target):
     assert len(spilled) < len(fused) / 10
 
 
+@each_target
+def test_weights_of_the_next_tile_are_asked_for_ahead(target):
+    blocked = ConvShape(1, 64, 64, (7, 7), (3, 3), (1, 1), SAME)
+    for shape, schedule, expected in [
+        (blocked, conv.default(blocked, target), True),
+        (blocked, dataclasses.replace(conv.default(blocked, target), prefetch=False), False),
+        (SHAPES["first layer"], conv.default(SHAPES["first layer"], target), False),
+    ]:
+        function = conv.build(shape, schedule, target, Epilogue())
+        assembly = tvm.compile(function, tvm_target(target)).mod.inspect_source("s")
+        assert ("prefetcht1" in assembly) == expected
+
+
 def test_weights_of_missing_channels_and_other_groups_are_zero():
     target = resolve("x86-64-v4")
     shape = ConvShape(1, 8, 8, (5,), (1,), groups=2)
@@ -153,7 +166,7 @@ def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
 
 
 def test_seconds_count_taps_inside_the_image_only():
-    target = dataclasses.replace(resolve("x86-64-v4"), cores=1)
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1, memory_gbytes=1e6)
     shape = ConvShape(1, 64, 64, (1, 56), (3, 3), (1, 1), SAME)
     flat = dataclasses.replace(shape, kernel=(1, 3), padding=((0, 0), (1, 1)))
     schedule = conv.default(flat, target)
