@@ -181,7 +181,7 @@ def _target(name: str, kind: Kind, cpu: str, features: frozenset[str], caches: _
         kind=kind,
         cpu=cpu,
         triple=triple or _TRIPLES[machine, "linux"],
-        features=features,
+        features=frozenset(features),  # "&" with the keys of a dictionary gives a set
         vector_bytes=_vector_bytes(features),
         vector_registers=32 if kind == "arm" or "avx512f" in features else 16,
         int8_dot=_int8_dot(features),
