@@ -67,7 +67,7 @@ def _hardswish(let: Bindings, x: Expr) -> Expr:
 
 @formula
 def _silu(let: Bindings, x: Expr) -> Expr:
-    return x * vector_math.sigmoid(x, let=let)
+    return x / vector_math.one_plus_exp_of_negative(x, let)
 
 
 @formula
