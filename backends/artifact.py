@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from shave.backends import weights as tensors
 from shave.backends.container import Member, layout, write
+from shave.backends.kernel_cost import KernelCost
 from shave.backends.manifest import Manifest, Platform, made_with
 from shave.backends.plan import Plan
 from shave.backends.target import Target
@@ -68,6 +69,7 @@ def pack(
     plan: Plan | None = None,
     report: Sequence[Any] = (),
     figures: Mapping[str, Any] | None = None,
+    kernels: Sequence[KernelCost] = (),
 ) -> None:
     """Write an artifact: equal input gives equal bytes.
 
@@ -83,6 +85,7 @@ def pack(
         plan: What the library's function ``run`` does; None if the library is for the virtual machine.
         report: One JSON object per pass that was applied.
         figures: Costs and measurements to record, as JSON data.
+        kernels: The work behind each kernel.
 
     Raises:
         UnsupportedError: A weight has a dtype without a place in the format.
@@ -97,6 +100,7 @@ def pack(
         report=report,
         figures=figures or {},
         versions={name: number for name, number in made_with().items() if number is not None},
+        kernels=tuple(kernels),
     ).encode()
     first = Member.of(MANIFEST, [manifest])
     contents = [(first, [manifest]), (members[0], [library]), (members[1], tensors.encode(weights))]

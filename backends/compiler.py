@@ -19,6 +19,7 @@ from shave.ir.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from shave.ir.program import Program
+    from shave.backends.tvm.tune.database import Database
     from shave.passes.base import Pass, Progress
 
 
@@ -29,6 +30,7 @@ def compile(
     passes: str | Pass | Iterable[str | Pass] | None = "exact",
     threads: int | None = None,
     calibration: Iterable[Any] | None = None,
+    tuned: str | Path | None = None,
     figures: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -44,6 +46,8 @@ def compile(
         passes: What to run first, as :class:`shave.passes.manager.PassManager` takes it; None for nothing.
         threads: Threads for one call of the artifact; see :func:`shave.backends.runtime.default_threads`.
         calibration: Input tuples for passes that need data.
+        tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that. Other kernels, and
+            kernels measured on another machine, have the default.
         figures: Costs and measurements to record in the manifest, as JSON data.
         progress: Called as ``progress(what, done, total)``; by default a bar on standard error, if a person watches it.
 
@@ -52,7 +56,7 @@ def compile(
 
     Raises:
         TargetError: No target has that name.
-        ReadError: The file cannot be read.
+        ReadError: The file or the database cannot be read.
         PipelineError: The passes do not fit.
         UnsupportedError: The program holds something that cannot be compiled for the target.
         CompileError: Code generation failed.
@@ -67,6 +71,7 @@ def compile(
     from shave.backends.tvm.worker import workers
 
     workers.start()
+    database = None if tuned is None else _database(Path(tuned))
     with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
@@ -82,9 +87,14 @@ def compile(
         from shave.backends.tvm.build import build
         from shave.backends.tvm.cache import default_cache
         from shave.backends.tvm.lower import lower
+        from shave.backends.tvm.tune.database import Tuned
 
         progress("lowering", 0, None)
-        lowering = lower(program, target)
+        schedules = None if database is None else Tuned(database, threads or target.cores)
+        lowering = lower(program, target, schedules)
+        if schedules is not None:
+            counts = {"kernels": len(schedules.kernels), "decided": len(schedules.decided)}
+            figures = {**(figures or {}), "tuning": counts}
         advance = functools.partial(progress, "generating code")
         library = build(lowering.module, target, workers.generate, default_cache(), advance)
         with tempfile.TemporaryFile(prefix="shave-") as stream:
@@ -97,9 +107,16 @@ def compile(
                 plan=lowering.plan,
                 report=[_timeless(entry.to_json()) for entry in program.report],
                 figures=figures,
+                kernels=lowering.costs,
             )
             stream.flush()
             return Artifact(read_artifact(stream), threads)
+
+
+def _database(path: Path) -> Database:
+    from shave.backends.tvm.tune.database import Database
+
+    return Database.read(path)
 
 
 def _warn_of_nan(program: Program) -> None:

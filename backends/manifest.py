@@ -11,6 +11,7 @@ from typing import Any
 
 from shave.backends import host
 from shave.backends.container import Member
+from shave.backends.kernel_cost import KernelCost
 from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.ir.errors import ArtifactError, SignatureError
@@ -74,6 +75,7 @@ class Manifest:
         report: One JSON object per pass that was applied, oldest first.
         figures: Costs and measurements that the maker of the artifact recorded, as JSON data.
         versions: Version of each package that had a part in making it.
+        kernels: The work behind each kernel; none where sizes are only known at run time.
     """
 
     signature: Signature
@@ -84,6 +86,7 @@ class Manifest:
     report: Sequence[Any]
     figures: Mapping[str, Any]
     versions: Mapping[str, str]
+    kernels: tuple[KernelCost, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data that :meth:`from_json` takes back."""
@@ -97,6 +100,7 @@ class Manifest:
             "report": list(self.report),
             "figures": dict(self.figures),
             "versions": dict(self.versions),
+            "kernels": [kernel.to_json() for kernel in self.kernels],
         }
 
     def encode(self) -> bytes:
@@ -130,6 +134,7 @@ class Manifest:
                 report=list(data["report"]),
                 figures=dict(data["figures"]),
                 versions={_text(name): _text(number) for name, number in data["versions"].items()},
+                kernels=tuple(KernelCost.from_json(entry) for entry in data["kernels"]),
             )
         except ArtifactError:
             raise

@@ -32,12 +32,20 @@ def bench(
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each competitor.")] = 30,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference of outputs to accept.")] = 1e-3,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time each kernel beside the least that this machine needs for it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Time an artifact, alone or against others in turns (A B A B ...), after comparing their outputs.
 
     Example: `shave bench resnet18.shave --against resnet18.onnx --threads 1`
     """
+    if profile:
+        if against or file.suffix != ".shave":
+            raise typer.BadParameter("--profile looks into one .shave file and times it against nothing else")
+        _profile(file, data, threads, rounds, json=json)
+        return
     from shave.backends.timing import interleave
 
     signature, call = open_runner(file, threads)
@@ -66,6 +74,22 @@ def bench(
             name, milliseconds(timing.minimum), milliseconds(timing.median), f"{timing.median / first.median:.2f}"
         )
     results.print(table)
+
+
+def _profile(file: Path, data: Path | None, threads: int | None, rounds: int, *, json: bool) -> None:
+    from shave.backends.runtime import load
+    from shave.backends.tvm.roofline import measure
+    from shave.cli.profile import entries, show
+
+    artifact = load(file, threads=threads)
+    arrays = load_arrays(data, artifact.signature) if data else random_inputs(artifact.signature)
+    with progress() as report:
+        report("measure the machine", 0, None)
+        roofline = measure(artifact.threads)
+        report("measure the kernels", 0, None)
+        times = artifact.profile(*arrays, rounds=rounds)
+    costs = {cost.name: cost for cost in artifact.manifest.kernels}
+    show(entries(times, costs, roofline), roofline, json=json)
 
 
 def _competitor(path: Path, threads: int | None) -> Callable[[Any], Any]:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from shave.backends.kernel_cost import KernelCost
 from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.emit import convolution, matmul
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
+from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_regions
@@ -54,6 +56,7 @@ class Lowered:
         signature: That of the program.
         kernels: The calls of functions of the library, in execution order; those inside of branches are left out.
         plan: Which kernel runs when, on which bytes; None if that is only known at run time.
+        costs: The work behind each kernel; none without a plan.
     """
 
     module: Any
@@ -61,6 +64,7 @@ class Lowered:
     signature: Signature
     kernels: list[KernelCall]
     plan: Plan | None
+    costs: tuple[KernelCost, ...]
 
 
 _one_at_a_time = threading.Lock()
@@ -93,7 +97,8 @@ def _lower(program: Program, target: Target) -> Lowered:
     module, names = name_by_content(_with_main(module, len(inputs)))
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)
-    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan)
+    costs = kernel_costs(program, kernels) if plan is not None else ()
+    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan, costs)
 
 
 def _is_anchor(node: fx.Node) -> bool:

@@ -76,7 +76,7 @@ class Engine:
         try:
             self._ask({"do": "prepare"}, limit)
         finally:
-            self._signal(signal.SIGSTOP)
+            self._stop()
         with np.load(self._outputs, allow_pickle=False) as stored:
             return [stored[key] for key in stored.files]
 
@@ -105,7 +105,13 @@ class Engine:
         try:
             yield
         finally:
-            self._signal(signal.SIGSTOP)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop the process, and return when it has stopped (or ended)."""
+        self._signal(signal.SIGSTOP)
+        if self._process.returncode is None:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: signal.Signals) -> None:
         try:
