@@ -15,6 +15,7 @@ from shave.backends.tvm.emit import (
     reduction,
     resample,
     sorting,
+    winograd,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "reduction",
     "resample",
     "sorting",
+    "winograd",
 ]

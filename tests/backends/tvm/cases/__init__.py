@@ -11,6 +11,7 @@ from tests.backends.tvm.cases import (
     quantization,
     reduction,
     resample,
+    winograd,
 )
 from tests.backends.tvm.cases.values import Case
 
@@ -25,6 +26,7 @@ FAMILIES = {
     "quantization": quantization.cases,
     "reduction": reduction.cases,
     "resample": resample.cases,
+    "winograd": winograd.cases,
 }
 
 __all__ = ["FAMILIES", "Case"]

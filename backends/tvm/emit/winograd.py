@@ -1,0 +1,59 @@
+"""Winograd convolutions, whose weights a pass has transformed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.kernels import winograd
+from shave.backends.tvm.kernels.base import pad_channels
+from shave.backends.tvm.kernels.epilogue import Bias
+from shave.backends.tvm.kernels.winograd_shape import WinogradShape
+from shave.backends.tvm.layout import Value, blocked_shape
+from shave.ir.errors import UnsupportedError
+from shave.ir.ops import op_name
+
+OPERATOR = "shave.winograd_conv2d"
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Whether the kernel computes a call: constant float32 weights, known extents but for the batch."""
+    if op_name(node) != OPERATOR:
+        return False
+    x, weight, bias = cast("tuple[fx.Node, fx.Node, fx.Node | None]", node.args[:3])
+    value = x.meta["val"]
+    constants = weight.op == "get_attr" and (bias is None or bias.op == "get_attr")
+    known = not any(isinstance(size, torch.SymInt) for size in value.shape[1:])
+    return constants and known and value.dtype == torch.float32
+
+
+@emits(OPERATOR)
+def _winograd(emitter: Emitter, node: fx.Node) -> Any:
+    if not is_kernel(node):
+        raise UnsupportedError("weights and bias must be constants, in float32, and height and width known")
+    a = emitter.arguments(node)
+    weight = cast(torch.Tensor, emitter.constant(a["weight"])).numpy()
+    batch, channels, *spatial = emitter.shape(a["x"])
+    height, width = cast("list[int]", spatial)
+    top, left = a["padding"]
+    shape = WinogradShape(
+        batch if isinstance(batch, int) else None, cast(int, channels), weight.shape[1], (height, width),
+        (top, left), a["tile"],
+    )  # fmt: skip
+    packed = winograd.pack(weight, shape, emitter.target)
+    inputs = [emitter.blocked(a["x"]), emitter.weights.add(f"{a['weight'].target}.winograd", packed)]
+    first: tuple[Bias, ...] = ()
+    if a["bias"] is not None:
+        bias = cast(torch.Tensor, emitter.constant(a["bias"])).numpy()
+        inputs.append(emitter.weights.add(f"{a['bias'].target}.blocked", pad_channels(bias, emitter.lanes)))
+        first = (Bias(),)
+    region = emitter.region(node)
+    inputs += [emitter.blocked(residual) for residual in region.residuals]
+    result = (batch, shape.out_channels, *shape.out_spatial)
+    stored = blocked_shape(result, emitter.lanes)
+    made = emitter.call_kernel(winograd, shape, region.epilogue(first), inputs, stored, region.nodes)
+    return Value(result, "float32", blocked=made)

@@ -1,0 +1,71 @@
+"""What a Winograd convolution computes, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shave.backends.tvm.kernels.base import Dimension, ceil_div
+from shave.backends.tvm.kernels.geometry import ConvShape
+
+TAPS = 3
+
+
+@dataclass(frozen=True)
+class WinogradShape:
+    """A 3x3 convolution of stride 1 over [batch, in_channels, *spatial].
+
+    Attributes:
+        batch: Images per call; None where only the call knows.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        spatial: (height, width) of the input.
+        padding: Zeros before and after, per axis.
+        tile: m, the extent of a tile of outputs.
+    """
+
+    batch: Dimension
+    in_channels: int
+    out_channels: int
+    spatial: tuple[int, int]
+    padding: tuple[int, int]
+    tile: int
+
+    @property
+    def out_spatial(self) -> tuple[int, int]:
+        """Extents of the output."""
+        height, width = (size + 2 * p - TAPS + 1 for size, p in zip(self.spatial, self.padding, strict=True))
+        return height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along each axis."""
+        height, width = self.out_spatial
+        return ceil_div(height, self.tile), ceil_div(width, self.tile)
+
+    @property
+    def direct(self) -> ConvShape:
+        """The same as a direct convolution."""
+        pads = tuple((p, p) for p in self.padding)
+        return ConvShape(self.batch, self.in_channels, self.out_channels, self.spatial, (TAPS, TAPS), (), pads)
+
+
+@dataclass(frozen=True)
+class WinogradSchedule:
+    """Choices of a Winograd convolution.
+
+    Attributes:
+        rows: Tiles of the image in a register tile.
+        vectors: Largest number of output channel blocks in a register tile.
+        block: Register tiles along the tiles of the image that go through the phases together.
+        depth: Input channel blocks of a slice, whose transformed weights are in cache at a time.
+        split: What the threads share: ``tiles``, each a block of its own, or ``channels`` of the output of one block.
+        expand: When weights are transformed: ``once`` per call, or anew in each ``block``.
+    """
+
+    rows: int
+    vectors: int
+    block: int
+    depth: int
+    split: Literal["tiles", "channels"]
+    expand: Literal["once", "block"]

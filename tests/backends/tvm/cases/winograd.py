@@ -1,0 +1,27 @@
+"""Cases of the family ``winograd``: convolutions whose weights were transformed ahead."""
+
+from __future__ import annotations
+
+import torch
+
+from shave.ir.winograd import transform_weight, winograd_conv2d
+from tests.backends.tvm.cases.values import Case, floats
+
+
+def cases() -> list[Case]:
+    def case(x: tuple[int, ...], out: int, padding: tuple[int, int], tile: int, bias: bool = True) -> Case:
+        weight = transform_weight(floats(out, x[1], 3, 3) / (3 * x[1] ** 0.5), tile).float()
+        weights = (weight, *((floats(out),) if bias else ()))
+
+        def call(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+            return winograd_conv2d(x, w, b, padding, tile)
+
+        # Both sides round; the error grows with the tile.
+        return Case(f"winograd {tile}, {x}", call, (floats(*x),), weights, {2: 1e-6, 4: 5e-6, 6: 5e-5}[tile])
+
+    return [
+        case((1, 16, 8, 8), 16, (1, 1), 4),
+        case((2, 20, 9, 7), 35, (1, 1), 2),
+        case((3, 3, 5, 14), 40, (0, 2), 6, bias=False),
+        case((1, 70, 1, 1), 5, (1, 1), 4),
+    ]
