@@ -15,6 +15,7 @@ PASSES = {
     "drop-identities": "shave.passes.simplify.drop_identities:DropIdentities",
     "fold-batchnorm": "shave.passes.simplify.fold_batchnorm:FoldBatchNorm",
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
+    "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
 }
 """The passes that come with shave: name to ``module:Class``."""
 
