@@ -19,6 +19,7 @@ import torch
 from shave.ir.errors import UnsupportedError
 from shave.ir.program import Program
 from shave.ir.pt2 import to_exported
+from shave.ir.standard import standard
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 """Files above this many bytes must keep their weights in a file beside them."""
@@ -26,6 +27,8 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 
 def to_onnx(program: Program, path: Path) -> None:
     """Write a program by torch's exporter, clean it with onnx-graphsurgeon and check it with ``onnx.checker``.
+
+    Shave's own operators are written as the standard ones that they stand for; see :mod:`shave.ir.standard`.
 
     Names of inputs, outputs and dynamic dimensions are the program's. Weights above protobuf's 2 GiB go into
     ``<name>.data`` beside the file.
@@ -48,6 +51,7 @@ def to_onnx(program: Program, path: Path) -> None:
 
 def to_model(program: Program) -> onnx.ModelProto:
     """The same as an object in memory."""
+    program = standard(program)
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

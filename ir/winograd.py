@@ -32,8 +32,8 @@ __all__ = [
 def transform_weight(weight: torch.Tensor, tile: int) -> torch.Tensor:
     """Transform [O, C, 3, 3] to what the operator takes, [a * a, O, C]; computed in float64 and given so."""
     g = torch.from_numpy(transforms(tile).G.copy())
-    transformed = torch.einsum("ai,ocij,bj->aboc", g, weight.detach().to(torch.float64), g)
-    return transformed.reshape(-1, *weight.shape[:2])
+    flat = weight.detach().to(torch.float64).reshape(-1, TAPS * TAPS)
+    return (torch.kron(g, g) @ flat.T).reshape(-1, *weight.shape[:2])
 
 
 def restore_weight(weight: torch.Tensor, tile: int) -> torch.Tensor:
@@ -41,10 +41,9 @@ def restore_weight(weight: torch.Tensor, tile: int) -> torch.Tensor:
 
     That is the pseudo-inverse of G along both axes; it undoes :func:`transform_weight` but for rounding.
     """
-    matrices = transforms(tile)
-    inverse = torch.linalg.pinv(torch.from_numpy(matrices.G.copy()))
-    square = weight.detach().to(torch.float64).reshape(matrices.size, matrices.size, *weight.shape[1:])
-    return torch.einsum("ia,aboc,jb->ocij", inverse, square, inverse).contiguous()
+    inverse = torch.linalg.pinv(torch.from_numpy(transforms(tile).G.copy()))
+    flat = torch.kron(inverse, inverse) @ weight.detach().to(torch.float64).flatten(1)
+    return flat.T.reshape(*weight.shape[1:], TAPS, TAPS).contiguous()
 
 
 def winograd_reference(

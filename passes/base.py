@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shave.ir.errors import PipelineError
+from shave.passes.problems import Oracle
 from shave.passes.stages import Stage
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Context:
             NumPy arrays. It can be iterated over more than once.
         evaluate: Gives the quality of a program, larger is better (accuracy, for instance).
         target: What the hardware can do, as plain data; see ``shave.backends.target.Target``.
+        oracle: Tells how long operators take on the target; see :mod:`shave.passes.problems`. Passes that weigh
+            methods against each other fall back to rules of their own without it.
         trainer: Trains the weights of a program in place.
         seed: Where all randomness of a pass comes from; see :meth:`generator`.
         progress: Told how far long work has come.
@@ -119,6 +122,7 @@ class Context:
     trainer: Callable[[Program], None] | None = None
     seed: int = 0
     progress: Progress | None = None
+    oracle: Oracle | None = None
 
     def need(self, what: str, by: Pass) -> Any:
         """Get ``calibration``, ``evaluate``, ``target`` or ``trainer``.

@@ -8,11 +8,11 @@ import torch
 
 from shave.ir.dtypes import torch_dtype
 from shave.ir.errors import PassError
+from shave.ir.ops import Trait, has_trait
 from shave.ir.program import Program
 from shave.ir.signature import TensorSpec
 from shave.passes.base import Exactness, Pass
 from shave.passes.compare import CompareError, Difference, difference, outputs_of
-from shave.passes.stages import Stage, stage_of
 
 MIN_SQNR_DB = 40.0
 """What is asked of an exact pass on a quantized program. There a difference by rounding can move a value by a whole
@@ -28,13 +28,14 @@ class OutputCheck:
     """Runs a program on the same inputs after each pass.
 
     Exact passes are compared with what the last lossy pass left (or with the program given), so that the roundings of a
-    row of passes together stay within the tolerance.
+    row of passes together stay within the largest tolerance of any of them.
     """
 
     def __init__(self, program: Program, inputs: Sequence[torch.Tensor], seed: int = 0) -> None:
         self._inputs = inputs
         self._seed = seed
         self._before = self._reference = self._run(program)
+        self._tolerance = 0.0
 
     def after(self, instance: Pass, program: Program) -> dict[str, Difference]:
         """Measure by how much a pass moved each output.
@@ -49,14 +50,15 @@ class OutputCheck:
                 since = _differences(names, self._reference, outputs)
             except CompareError as error:
                 raise PassError(f"{instance.name} is an exact pass, but {error}") from error
-            check_exact(instance, program, since)
+            self._tolerance = max(self._tolerance, instance.tolerance)
+            check_exact(instance, program, since, self._tolerance)
         try:
             drift = _differences(names, self._before, outputs)
         except CompareError:
             drift = {}  # A lossy pass may change shapes; then there is nothing to measure.
         self._before = outputs
         if instance.exactness is Exactness.LOSSY:
-            self._reference = outputs
+            self._reference, self._tolerance = outputs, 0.0
         return drift
 
     def _run(self, program: Program) -> list[torch.Tensor]:
@@ -66,16 +68,25 @@ class OutputCheck:
             return outputs_of(program(*self._inputs))
 
 
-def check_exact(instance: Pass, program: Program, differences: Mapping[str, Difference]) -> None:
+def check_exact(
+    instance: Pass, program: Program, differences: Mapping[str, Difference], tolerance: float | None = None
+) -> None:
     """Check the differences that an exact pass made.
+
+    Args:
+        instance: The pass.
+        program: What it left.
+        differences: By output name.
+        tolerance: What takes the place of the pass's own.
 
     Raises:
         PassError: Names the output that moved too far, by how much, and the bound.
     """
-    quantized = stage_of(program) is not Stage.FLOAT
+    quantized = any(has_trait(node, Trait.OPAQUE) for node in program.calls)
+    tolerance = instance.tolerance if tolerance is None else tolerance
     for spec in program.signature.outputs:
         found = differences[spec.name]
-        excess = _excess(spec, found, instance.tolerance, quantized)
+        excess = _excess(spec, found, tolerance, quantized)
         if excess:
             raise PassError(f"{instance.name} is an exact pass, but output {spec.name!r} moved: {excess} ({found})")
 

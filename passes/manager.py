@@ -16,6 +16,7 @@ from shave.passes.check import OutputCheck
 from shave.passes.instruments import Instrument, Step
 from shave.passes.pipeline import as_passes, to_text
 from shave.passes.probe import probe_inputs
+from shave.passes.problems import Oracle
 from shave.passes.report import PassReport, Report
 from shave.passes.reproducer import write_reproducer
 from shave.passes.stages import Stage, check_stages, is_beyond, stage_of
@@ -75,6 +76,7 @@ class PassManager:
         trainer: Callable[[Program], None] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        oracle: Oracle | None = None,
     ) -> Program:
         """Run the passes on a clone of the program; the one given stays as it is, whatever happens.
 
@@ -86,6 +88,7 @@ class PassManager:
             trainer: Trains a program's weights in place.
             seed: Equal seeds give equal results.
             progress: Called as ``progress(what, done, total)``.
+            oracle: Tells how long operators take on the target.
 
         Returns:
             The new program; its ``report`` has one more entry for each pass.
@@ -98,7 +101,7 @@ class PassManager:
         stages = check_stages(self.passes, stage_of(program))
         if isinstance(calibration, Iterator):  # several passes may want to go through it
             calibration = list(calibration)
-        context = Context(calibration, evaluate, target, trainer, seed, progress)
+        context = Context(calibration, evaluate, target, trainer, seed, progress, oracle)
         current = program.clone()
         for instrument in self.instruments:
             instrument.before_pipeline(current, self.passes, context)

@@ -48,14 +48,19 @@ class Option:
 
 
 def options_of(kind: type[Pass]) -> dict[str, Option]:
-    """The options of a pass by name, in the order declared."""
+    """The options of a pass by name, in the order declared; a field ``max_error`` is written ``max-error``."""
     hints = get_type_hints(kind)
-    return {
-        field.name: Option(
-            field.name, hints[field.name], _default(field), field.metadata.get("search"), field.metadata.get("help", "")
+    found = [
+        Option(
+            field.name.replace("_", "-"),
+            hints[field.name],
+            _default(field),
+            field.metadata.get("search"),
+            field.metadata.get("help", ""),
         )
         for field in fields(kind)
-    }
+    ]
+    return {option.name: option for option in found}
 
 
 def build(kind: type[Pass], written: syntax.Options, text: str) -> Pass:
@@ -78,7 +83,7 @@ def build(kind: type[Pass], written: syntax.Options, text: str) -> Pass:
         if option.default is MISSING and name not in values:
             syntax.fail(text, written.position, f"pass {kind.name} needs the option {name}={option.type_text}")
     try:
-        return kind(**values)
+        return kind(**{name.replace("-", "_"): value for name, value in values.items()})
     except ValueError as error:
         syntax.fail(text, written.position, f"pass {kind.name}: {error}", error)
 

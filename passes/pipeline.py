@@ -66,9 +66,9 @@ def as_passes(pipeline: str | Pass | Iterable[str | Pass]) -> tuple[Pass, ...]:
 
 
 def _pass_text(instance: Pass) -> str:
-    defaults = {name: option.default for name, option in options_of(type(instance)).items()}
-    values = {field.name: getattr(instance, field.name) for field in fields(instance)}
-    text = " ".join(f"{name}={written(value)}" for name, value in values.items() if not _same(value, defaults[name]))
+    options = options_of(type(instance)).values()
+    values = [(option, getattr(instance, field.name)) for option, field in zip(options, fields(instance), strict=True)]
+    text = " ".join(f"{option.name}={written(value)}" for option, value in values if not _same(value, option.default))
     return f"{instance.name}{{{text}}}" if text else instance.name
 
 

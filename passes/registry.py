@@ -16,6 +16,7 @@ PASSES = {
     "fold-batchnorm": "shave.passes.simplify.fold_batchnorm:FoldBatchNorm",
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
+    "winograd": "shave.passes.winograd.winograd:Winograd",
 }
 """The passes that come with shave: name to ``module:Class``."""
 

@@ -23,6 +23,7 @@ from shave.ir.reader import read
 from shave.passes.base import Context, Pass
 from shave.passes.pipeline import parse, to_text
 from shave.passes.probe import as_inputs
+from shave.passes.problems import Oracle
 
 FOLDER_VARIABLE = "SHAVE_REPRODUCERS"
 """Environment variable that names the folder in which reproducers are made."""
@@ -32,6 +33,7 @@ _PROGRAM = "program.pt2"
 _CALIBRATION = "calibration.safetensors"
 _FORMAT = 1
 _MAX_BATCHES = 8
+_NOT_SAVED = ("evaluate", "target", "trainer", "oracle")
 _PACKAGES = ("shave", "torch", "numpy", "onnx")
 
 
@@ -46,8 +48,8 @@ def write_reproducer(
 ) -> Path:
     """Write a new folder ``shave-reproducer-PASS-N``; none is ever overwritten.
 
-    Of the calibration data the first 8 batches are kept. The callables (evaluate, trainer) and the target cannot be;
-    the manifest tells which there were.
+    Of the calibration data the first 8 batches are kept. The callables (evaluate, trainer, oracle) and the target
+    cannot be; the manifest tells which there were.
 
     Args:
         program: From before the failing pass.
@@ -75,7 +77,7 @@ def write_reproducer(
             "verify": verify,
             "error": f"{type(error).__name__}: {error}",
             "traceback": "".join(traceback.format_exception(error)),
-            "not_saved": [what for what in ("evaluate", "target", "trainer") if getattr(context, what) is not None],
+            "not_saved": [what for what in _NOT_SAVED if getattr(context, what) is not None],
             "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         }
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -92,15 +94,17 @@ def replay(
     evaluate: Callable[[Program], float] | None = None,
     target: Any = None,
     trainer: Callable[[Program], None] | None = None,
+    oracle: Oracle | None = None,
 ) -> Program:
     """Run the failing pass again, on the same program, data and seed. Writes no reproducer of its own.
 
     Args:
         folder: What :func:`write_reproducer` made.
         passes: Classes of passes that are not in the registry.
-        evaluate: As for ``PassManager.run``, where the manifest's ``not_saved`` names it; so are the next two.
+        evaluate: As for ``PassManager.run``, where the manifest's ``not_saved`` names it; so are the next three.
         target: What the hardware can do.
         trainer: Trains a program's weights in place.
+        oracle: Tells how long operators take on the target.
 
     Returns:
         The program behind the pass, if it no longer fails.
@@ -117,7 +121,13 @@ def replay(
     batches = _load_batches(folder / _CALIBRATION) if (folder / _CALIBRATION).exists() else None
     manager = PassManager(parse(manifest["pipeline"], passes), verify=manifest["verify"], reproduce=False)
     return manager.run(
-        program, calibration=batches, evaluate=evaluate, target=target, trainer=trainer, seed=manifest["seed"]
+        program,
+        calibration=batches,
+        evaluate=evaluate,
+        target=target,
+        trainer=trainer,
+        seed=manifest["seed"],
+        oracle=oracle,
     )
 
 

@@ -1,0 +1,67 @@
+"""What a pass may ask a cost oracle about: operators by their sizes alone, as plain data.
+
+An oracle is a callable that takes such a problem and gives the seconds of one call on some machine, or None where it
+knows none. Passes get it through :attr:`shave.passes.base.Context.oracle`, so that they depend on no backend; where its
+figures come from (an analytic model, a database of measurements) is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A direct float32 convolution of [batch, in_channels, height, width] with constant weights.
+
+    Attributes:
+        batch: Images per call; None where only the call knows, which counts as 1.
+        in_channels: Channels of the input, of all groups.
+        out_channels: Channels of the output, of all groups.
+        height: Of the input.
+        width: Of the input.
+        kernel: (height, width).
+        stride: (height, width).
+        padding: Zeros on either side, (height, width).
+        dilation: (height, width).
+        groups: Number of groups.
+    """
+
+    batch: int | None
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class WinogradConv2d:
+    """The same by Winograd's method: 3x3, stride 1, no dilation, one group.
+
+    Attributes:
+        batch: As in :class:`Conv2d`; so are all but the last.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        height: Of the input.
+        width: Of the input.
+        padding: Zeros on either side, (height, width).
+        tile: Outputs along one axis of a tile: 2, 4 or 6.
+    """
+
+    batch: int | None
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    padding: tuple[int, int]
+    tile: int
+
+
+Problem = Conv2d | WinogradConv2d
+Oracle = Callable[[Problem], "float | None"]
