@@ -85,7 +85,7 @@ def _profile(file: Path, data: Path | None, threads: int | None, rounds: int, *,
     arrays = load_arrays(data, artifact.signature) if data else random_inputs(artifact.signature)
     with progress() as report:
         report("measure the machine", 0, None)
-        roofline = measure(artifact.threads)
+        roofline = measure(artifact.threads) if artifact.manifest.kernels else None
         report("measure the kernels", 0, None)
         times = artifact.profile(*arrays, rounds=rounds)
     costs = {cost.name: cost for cost in artifact.manifest.kernels}

@@ -47,12 +47,18 @@ class Entry:
         return max(0.0, self.seconds - (self.limit or 0.0))
 
 
-def entries(times: Sequence[KernelTime], costs: Mapping[str, KernelCost], roofline: Roofline) -> list[Entry]:
-    """Join what was measured with what the artifact tells of each kernel; most time lost comes first."""
+def entries(times: Sequence[KernelTime], costs: Mapping[str, KernelCost], roofline: Roofline | None) -> list[Entry]:
+    """Join what was measured with what the artifact tells of each kernel; most time lost comes first.
+
+    Args:
+        times: Time of each kernel.
+        costs: Work of each kernel, by its name.
+        roofline: What the machine can do; None gives no limits.
+    """
     joined = []
     for time in times:
         cost = costs.get(time.name)
-        if cost is None:
+        if cost is None or roofline is None:
             joined.append(Entry(time.name, None, (), time.calls, time.seconds, None, None))
             continue
         limit = cost.calls * roofline.seconds(cost.macs / cost.calls, cost.bytes / cost.calls)
@@ -60,14 +66,14 @@ def entries(times: Sequence[KernelTime], costs: Mapping[str, KernelCost], roofli
     return sorted(joined, key=lambda entry: -entry.lost)
 
 
-def show(listed: Sequence[Entry], roofline: Roofline, *, json: bool) -> None:
+def show(listed: Sequence[Entry], roofline: Roofline | None, *, json: bool) -> None:
     """Print the entries, for a person or for a machine."""
     seconds = sum(entry.seconds for entry in listed)
     limits = [entry.limit for entry in listed if entry.limit is not None]
     limit = sum(limits) if limits else None
     if json:
         kernels = [{**vars(entry), "lost": entry.lost} for entry in listed]
-        print_json({"roofline": vars(roofline), "seconds": seconds, "limit": limit, "kernels": kernels})
+        print_json({"roofline": roofline and vars(roofline), "seconds": seconds, "limit": limit, "kernels": kernels})
         return
     table = Table(box=SIMPLE_HEAD)
     table.add_column("kernel", no_wrap=True)
@@ -82,7 +88,7 @@ def show(listed: Sequence[Entry], roofline: Roofline, *, json: bool) -> None:
     calls = str(sum(entry.calls for entry in listed))
     table.add_row("all", "", calls, milliseconds(seconds), *_against(limit, seconds, lost))
     results.print(table)
-    if limit is None:
+    if roofline is None:
         results.print("no limits: this artifact takes inputs whose sizes are only known when it is called")
         return
     memory = roofline.bandwidths[-1][1] / 1e9

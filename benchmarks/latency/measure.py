@@ -17,9 +17,8 @@ import torch
 import shave
 from benchmarks.latency.engines import OURS, Array, UnavailableError
 from benchmarks.latency.models import PRECISIONS, Model
-from benchmarks.latency.process import Engine
+from benchmarks.latency.process import Engine, one_line
 from shave.backends.tvm.roofline import Roofline
-from shave.ir.errors import ShaveError
 from shave.ir.program import Program
 
 WARM_SECONDS = 0.005
@@ -199,8 +198,8 @@ def measure(
                     prepared.compile(name, threads, tuned)
                 engine = stack.enter_context(Engine(name, prepared.folder, threads))
                 error = difference(prepared.expected, engine.prepare(limit))
-            except (UnavailableError, ShaveError) as failure:
-                results[name] = Result(reason=str(failure))
+            except Exception as failure:  # whatever stops one engine is no reason to stop the run
+                results[name] = Result(reason=one_line(failure))
                 continue
             if error > tolerance:
                 finite = math.isfinite(error)

@@ -162,7 +162,7 @@ def serve(name: str, folder: str, threads: str) -> None:
                 _run(call, request["warm"])
                 answer = {"seconds": _run(call, request["timed"])}
         except Exception as error:  # whatever an engine raises is the reason why it is not timed
-            answer = {"unavailable": _one_line(error)}
+            answer = {"unavailable": one_line(error)}
         _send(answers, answer)
 
 
@@ -197,7 +197,8 @@ def _aligned(array: Array) -> Array:
     return copy
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Why an engine is not timed, for the table."""
     if isinstance(error, ImportError):
         return f"not installed: {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
