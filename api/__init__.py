@@ -19,9 +19,10 @@ _HOMES = {
     "PassManager": "shave.manager",
     "compile": "shave.backends.compiler",
     "load": "shave.backends.runtime",
+    "tune": "shave.backends.tvm.tune.tuner",
 }
 
-__all__ = ["PassManager", "Program", "__version__", "compile", "from_exported", "load", "read", "trace"]
+__all__ = ["PassManager", "Program", "__version__", "compile", "from_exported", "load", "read", "trace", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,6 @@ from shave.ir.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from shave.ir.program import Program
-    from shave.backends.tvm.tune.database import Database
     from shave.passes.base import Pass, Progress
 
 
@@ -46,8 +45,8 @@ def compile(
         passes: What to run first, as :class:`shave.passes.manager.PassManager` takes it; None for nothing.
         threads: Threads for one call of the artifact; see :func:`shave.backends.runtime.default_threads`.
         calibration: Input tuples for passes that need data.
-        tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that. Other kernels, and
-            kernels measured on another machine, have the default.
+        tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that. Other kernels,
+            and kernels measured on another machine, have the default.
         figures: Costs and measurements to record in the manifest, as JSON data.
         progress: Called as ``progress(what, done, total)``; by default a bar on standard error, if a person watches it.
 
@@ -71,7 +70,11 @@ def compile(
     from shave.backends.tvm.worker import workers
 
     workers.start()
-    database = None if tuned is None else _database(Path(tuned))
+    schedules = None
+    if tuned is not None:
+        from shave.backends.tvm.tune.database import Database, Tuned
+
+        schedules = Tuned(Database.read(Path(tuned)), threads or target.cores)
     with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
@@ -87,10 +90,8 @@ def compile(
         from shave.backends.tvm.build import build
         from shave.backends.tvm.cache import default_cache
         from shave.backends.tvm.lower import lower
-        from shave.backends.tvm.tune.database import Tuned
 
         progress("lowering", 0, None)
-        schedules = None if database is None else Tuned(database, threads or target.cores)
         lowering = lower(program, target, schedules)
         if schedules is not None:
             counts = {"kernels": len(schedules.kernels), "decided": len(schedules.decided)}
@@ -111,12 +112,6 @@ def compile(
             )
             stream.flush()
             return Artifact(read_artifact(stream), threads)
-
-
-def _database(path: Path) -> Database:
-    from shave.backends.tvm.tune.database import Database
-
-    return Database.read(path)
 
 
 def _warn_of_nan(program: Program) -> None:

@@ -21,6 +21,9 @@ def compile(
         Path | None,
         typer.Option(help="Samples for passes that need data: .npz by input name, first axis is the sample."),
     ] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Measured schedules, from `shave tune`.")
+    ] = None,
     inputs: Inputs = [],  # noqa: B006 (typer's form of an option that may be repeated)
     exact: Annotated[
         bool, typer.Option("--exact/--no-exact", help="Run the passes that change nothing beyond rounding.")
@@ -44,7 +47,7 @@ def compile(
         if manager.passes:
             batches = load_batches(calibrate, program.signature) if calibrate else None
             program = manager.run(program, calibration=batches, progress=report)
-        artifact = compile_program(program, target, passes="exact" if exact else None, progress=report)
+        artifact = compile_program(program, target, passes="exact" if exact else None, tuned=tuned, progress=report)
         artifact.save(output)
     cost = program.cost()
     size = output.stat().st_size
@@ -58,6 +61,7 @@ def compile(
                 "macs": cost.macs,
                 "parameters": cost.parameters,
                 "passes": [entry["text"] for entry in artifact.manifest.report],
+                "tuning": artifact.manifest.figures.get("tuning"),
             }
         )
         return
@@ -65,4 +69,7 @@ def compile(
         f"{output}: {bytes_text(size)} for {artifact.manifest.platform.target}, "
         f"{count_text(cost.macs)} multiply-accumulates, {count_text(cost.parameters)} parameters"
     )
+    if tuned is not None:
+        counts = artifact.manifest.figures["tuning"]
+        diagnostics.print(f"{tuned} decided {counts['decided']} of {counts['kernels']} kernels")
     diagnostics.print(f"next: shave run {output} --input X.npz, or: shave bench {output}")

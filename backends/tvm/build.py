@@ -7,7 +7,6 @@ linked. So jobs may run anywhere and in any order, and their results may be kept
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -53,7 +52,7 @@ class Job:
     @property
     def key(self) -> str:
         """A digest of everything that decides the result."""
-        target = {**dataclasses.asdict(self.target), "name": "", "features": sorted(self.target.features)}
+        target = [self.target.cpu, self.target.triple, self.target.attributes, self.target.cores]
         versions = [CODEGEN, installed("apache-tvm"), installed("apache-tvm-ffi")]
         text = json.dumps([versions, target, self.code])
         return hashlib.sha256(text.encode()).hexdigest()

@@ -22,6 +22,7 @@ from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
+from shave.backends.tvm.schedules import Schedules
 from shave.backends.tvm.sizes import Sizes
 from shave.backends.tvm.static import static
 from shave.ir.program import Program
@@ -71,21 +72,26 @@ _one_at_a_time = threading.Lock()
 """TVM keeps the block builder in use in one place for all threads."""
 
 
-def lower(program: Program, target: Target) -> Lowered:
+def lower(program: Program, target: Target, schedules: Schedules | None = None) -> Lowered:
     """Lower a program for a CPU target. Threads that lower at the same time wait for one another.
+
+    Args:
+        program: What to lower.
+        target: What for.
+        schedules: Decides on the schedules of kernels; by default the analytic models do.
 
     Raises:
         UnsupportedError: Lists every operator that the backend cannot compile, with its node.
     """
     with _one_at_a_time:
-        return _lower(program, target)
+        return _lower(program, target, schedules)
 
 
-def _lower(program: Program, target: Target) -> Lowered:
+def _lower(program: Program, target: Target, schedules: Schedules | None) -> Lowered:
     program = legalise(program)
     builder = relax.BlockBuilder()
     weights = Weights()
-    emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights)
+    emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights, schedules)
     emitter.use_regions(find_regions(program.graph, _is_anchor))
     with builder.function(_BODY, attrs={"relax.force_pure": True}):
         inputs, outputs = emitter.emit_graph()
