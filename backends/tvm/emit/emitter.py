@@ -326,15 +326,19 @@ class Emitter:
         schedule = self.schedules.choose(kernel, [*arguments, Argument(_known(shape), False)])
         key = (name, problem, schedule, epilogue)
         if key not in self.functions:
-            function = family.build(problem, schedule, self.target, epilogue).without_attr("global_symbol")
-            attributes = {"op_pattern": OPAQUE, "shave.scheduled": True}
-            self.functions[key] = self.builder.add_func(function.with_attrs(attributes), name)
+            self.functions[key] = self.builder.add_func(own_function(kernel, schedule), name)
         function = self.functions[key]
         self.families[function.name_hint] = name
         call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
         made = self.builder.emit(call, name_hint=nodes[-1].name)
         self.origins[made.name] = tuple(n.name for n in nodes)
         return made
+
+
+def own_function(kernel: Kernel, schedule: Any) -> Any:
+    """The function of an own kernel, which nothing is fused into and the default schedule leaves alone."""
+    function = kernel.family.build(kernel.shape, schedule, kernel.target, kernel.epilogue)
+    return function.without_attr("global_symbol").with_attrs({"op_pattern": OPAQUE, "shave.scheduled": True})
 
 
 def _known(shape: Sequence[Any]) -> tuple[int | None, ...]:

@@ -18,6 +18,7 @@ from shave.backends.runtime import check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
 from shave.backends.timing import Timing
+from shave.backends.tvm.oracle import cost_oracle
 from shave.ir.errors import ArtifactError, CompileError, TargetError
 
 if TYPE_CHECKING:
@@ -147,8 +148,13 @@ def tune(
     path = Path(database)
     known = Database.read(path) if path.exists() else Database()
     workers.start()
-    collected, weight_bytes = _collect(program, target, passes, calibration)
     threads = threads or target.cores
+    if passes is not None:
+        from shave.passes.manager import PassManager
+
+        oracle = cost_oracle(target, threads)
+        program = PassManager(passes).run(program, target=target, oracle=oracle, calibration=calibration)
+    collected, weight_bytes = _collect(program, target)
     meter = Meter(threads, min(max(weight_bytes, 2 * target.l2_bytes), _MOST_COPIES_BYTES))
     search = _Search(collected, known, path, meter, threads, started, started + 60 * minutes, progress)
     try:
@@ -174,19 +180,10 @@ class _Collector:
         return default
 
 
-def _collect(
-    program: Program,
-    target: Target,
-    passes: str | Pass | Iterable[str | Pass] | None,
-    calibration: Iterable[Any] | None,
-) -> tuple[list[TunedKernel], int]:
+def _collect(program: Program, target: Target) -> tuple[list[TunedKernel], int]:
     """The kernels of a program, and the bytes of its weights."""
     from shave.backends.tvm.lower import lower
 
-    if passes is not None:
-        from shave.passes.manager import PassManager
-
-        program = PassManager(passes).run(program, target=target, calibration=calibration)
     collector = _Collector()
     lowered = lower(program, target, collector)
     return list(collector.kernels.values()), sum(array.nbytes for _, array in lowered.weights)
