@@ -21,6 +21,7 @@ from shave.backends.weights import Array, numpy_dtype
 from shave.ir.errors import ArtifactError, SignatureError
 from shave.ir.signature import Signature
 
+_REMEMBERED_SHAPES = 1000  # combinations of input shapes that were checked once
 _HOST_MEMORY = (1, 3)  # kDLCPU, kDLCUDAHost
 
 
@@ -52,8 +53,8 @@ class Artifact:
         self.manifest: Manifest = contents.manifest
         self._contents = contents
         self._dtype_names: dict[Any, str] = {}
-        # What most calls look like; dynamic sizes are names here, which no shape equals.
-        self._forms = [(spec.shape, numpy_dtype(spec.dtype)) for spec in self.signature.inputs]
+        self._dtypes = [numpy_dtype(spec.dtype) for spec in self.signature.inputs]
+        self._good_shapes: set[tuple[tuple[int, ...], ...]] = set()
         self.threads = default_threads() if threads is None else threads
 
     def __call__(self, *inputs: Any, **named: Any) -> Array | tuple[Array, ...]:
@@ -91,7 +92,7 @@ class Artifact:
         results = [outputs] if isinstance(outputs, np.ndarray) else list(outputs)
         vm.use_threads(self._threads)
         if isinstance(self._engine, Executor):
-            self._check_outputs(results, arrays, [spec.shape for spec in self.signature.outputs])
+            self._check_outputs(results, arrays, self._engine.output_shapes(arrays))
             self._engine.run_into(results, arrays)
         else:
             made = self._engine(arrays)
@@ -192,20 +193,21 @@ class Artifact:
 
     def _bind(self, inputs: Sequence[Any], named: dict[str, Any]) -> Sequence[Array]:
         """Put the inputs in order, check them, and give arrays that the code can read where they lie."""
-        if not named and len(inputs) == len(self._forms):
-            for value, (shape, dtype) in zip(inputs, self._forms, strict=True):
-                if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
-                    break
-                if not value.flags.carray:
+        if not named and len(inputs) == len(self._dtypes):
+            for value, dtype in zip(inputs, self._dtypes, strict=True):
+                if type(value) is not np.ndarray or value.dtype != dtype or not value.flags.carray:
                     break
             else:
-                return inputs
+                if tuple([value.shape for value in inputs]) in self._good_shapes:
+                    return inputs
         values = self.signature.bind(inputs, named)
         arrays = [
             value if isinstance(value, np.ndarray) else _exchanged(spec.name, value)
             for spec, value in zip(self.signature.inputs, values, strict=True)
         ]
         self.signature.check([array.shape for array in arrays], [self._dtype_name(array.dtype) for array in arrays])
+        if len(self._good_shapes) < _REMEMBERED_SHAPES:
+            self._good_shapes.add(tuple([array.shape for array in arrays]))
         return [np.require(array, array.dtype.newbyteorder("="), ["C", "A"]) for array in arrays]
 
     def _dtype_name(self, dtype: Any) -> str:

@@ -27,6 +27,7 @@ from shave.backends.manifest import installed
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import PrimFunc, relax, tirx, tvm, tvm_target
 from shave.backends.tvm.cache import Cache
+from shave.backends.tvm.pipeline import PIPELINE
 from shave.ir.errors import CompileError
 
 CODEGEN = 1
@@ -154,7 +155,7 @@ def generate(job: Job) -> bytes:
     with tempfile.TemporaryDirectory(prefix="shave-") as folder:
         if all(isinstance(function, PrimFunc) for function in module.functions.values()):
             path = Path(folder) / "kernel.o"
-            tvm.tirx.build(module, target=target).write_to_file(str(path))
+            tvm.tirx.build(module, target=target, pipeline=PIPELINE).write_to_file(str(path))
             return _packed([path])
         objects: list[Path] = []
         _bytecode(module, target).export_library(

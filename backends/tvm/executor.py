@@ -1,4 +1,4 @@
-"""Running static programs: one call of the library runs all kernels, on memory that was prepared before."""
+"""Running planned programs: one call of the library runs all kernels, on memory that was prepared before."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 
 from shave.backends.container import ALIGNMENT
-from shave.backends.plan import Plan
+from shave.backends.plan import Placed, Plan
 from shave.backends.tvm import vm
 from shave.backends.weights import Array, numpy_dtype
 from shave.ir.errors import ArtifactError
-from shave.ir.signature import Signature, TensorSpec
+from shave.ir.signature import Signature
 
 _HUGE_PAGE = 1 << 21  # bytes; what Linux offers beside 4 KB on x86 and Arm
+_KEPT_SHAPES = 8
+
+_Uses = list[tuple[int, list[tuple[int, int]]]]
+"""For each input or output the arguments that point to it: their numbers, with offsets in bytes."""
 
 _raw_view: Callable[[Any], Any] = ctypes.c_char.from_buffer
 _address_of = ctypes.addressof
@@ -31,7 +35,8 @@ _address_of = ctypes.addressof
 class Executor:
     """A loaded library with its weights and its plan, which several Python threads may call at once.
 
-    Each call takes an idle workspace, or makes one more; in the long run nothing is allocated but the outputs.
+    Each call takes an idle workspace, or makes one more; in the long run nothing is allocated but the outputs. The
+    workspaces of the last few combinations of input shapes are kept.
     """
 
     def __init__(self, library: memoryview, weights: Sequence[Array], plan: Plan, signature: Signature) -> None:
@@ -40,37 +45,31 @@ class Executor:
         Raises:
             ArtifactError: The plan does not fit the weights or the signature.
         """
-        inputs, self._outputs = ([_Form.of(spec) for spec in side] for side in (signature.inputs, signature.outputs))
-        plan.check(
-            {
-                "input": [form.size for form in inputs],
-                "weight": [weight.nbytes for weight in weights],
-                "output": [form.size for form in self._outputs],
-            }
+        self._plan = plan
+        self._inputs, self._outputs = (
+            [numpy_dtype(spec.dtype) for spec in side] for side in (signature.inputs, signature.outputs)
         )
+        self._weights = [vm.aligned(weight) for weight in weights]
+        self._rooms: dict[tuple[tuple[int, ...], ...], _Room] = {}
+        if not plan.dims:
+            self._room(tuple(tuple(map(int, spec.shape)) for spec in signature.inputs))
         self._module = vm.load(library)
         self._run = self._module["run"]
-        self._plan = plan
-        self._weights = [vm.aligned(weight) for weight in weights]
-        self._frames: deque[_Frame] = deque()
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Run the program on contiguous arrays; the results own their memory."""
-        results = [form.empty() for form in self._outputs]
-        self.run_into(results, inputs)
+        room = self._room(tuple([array.shape for array in inputs]))
+        results = [form.empty() for form in room.outputs]
+        self._run_in(room, inputs, results)
         return results
 
     def run_into(self, outputs: Sequence[Array], inputs: Sequence[Array]) -> None:
         """Run the program on contiguous arrays, with its results in arrays of the right shapes and dtypes."""
-        try:
-            frame = self._frames.pop()
-        except IndexError:
-            frame = _Frame(self._plan, self._weights)
-        frame.bind(inputs, outputs)
-        failed = self._run(frame.address, 0, len(self._plan.steps))
-        self._frames.append(frame)
-        if failed:
-            self._raise(failed)
+        self._run_in(self._room(tuple([array.shape for array in inputs])), inputs, outputs)
+
+    def output_shapes(self, inputs: Sequence[Array]) -> list[tuple[int, ...]]:
+        """Shapes of the results for these inputs."""
+        return [form.shape for form in self._room(tuple([array.shape for array in inputs])).outputs]
 
     def trace(self, inputs: Sequence[Array]) -> list[tuple[str, float]]:
         """Run the program once, step by step.
@@ -78,8 +77,9 @@ class Executor:
         Returns:
             Name of the kernel and seconds of each step, in their order.
         """
-        outputs = [form.empty() for form in self._outputs]
-        frame = _Frame(self._plan, self._weights)
+        room = self._room(tuple([array.shape for array in inputs]))
+        frame = room.frame()
+        outputs = [form.empty() for form in room.outputs]
         frame.bind(inputs, outputs)
         clock, run, address = time.perf_counter, self._run, frame.address
         times = []
@@ -94,6 +94,34 @@ class Executor:
             times.append((step.kernel, max(0.0, end - start - (start - before))))
         return times
 
+    def _room(self, shapes: tuple[tuple[int, ...], ...]) -> _Room:
+        """What is prepared for inputs of these shapes."""
+        room = self._rooms.get(shapes)
+        if room is None:
+            widths = {"input": self._inputs, "output": self._outputs}
+            placed = self._plan.at(
+                shapes,
+                {side: [dtype.itemsize for dtype in dtypes] for side, dtypes in widths.items()},
+                [weight.nbytes for weight in self._weights],
+            )
+            outputs = [_Form.of(shape, dtype) for shape, dtype in zip(placed.outputs, self._outputs, strict=True)]
+            room = _Room(self._plan, placed, self._weights, outputs)
+            for old in list(self._rooms)[: 1 - _KEPT_SHAPES]:
+                self._rooms.pop(old, None)
+            self._rooms[shapes] = room
+        return room
+
+    def _run_in(self, room: _Room, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        try:
+            frame = room.idle.pop()
+        except IndexError:
+            frame = room.frame()
+        frame.bind(inputs, outputs)
+        failed = self._run(frame.address, 0, room.steps)
+        room.idle.append(frame)
+        if failed:
+            self._raise(failed)
+
     def _raise(self, failed: int) -> None:
         kernel = self._plan.steps[failed - 1].kernel
         try:
@@ -104,7 +132,7 @@ class Executor:
 
 @dataclass(frozen=True)
 class _Form:
-    """What all arrays for one input or output have in common.
+    """What all arrays for one output have in common.
 
     Attributes:
         shape: Extents.
@@ -117,8 +145,7 @@ class _Form:
     size: int
 
     @staticmethod
-    def of(spec: TensorSpec) -> _Form:
-        shape, dtype = tuple(map(int, spec.shape)), numpy_dtype(spec.dtype)
+    def of(shape: tuple[int, ...], dtype: Any) -> _Form:
         return _Form(shape, dtype, math.prod(shape) * dtype.itemsize)
 
     def empty(self) -> Array:
@@ -128,6 +155,44 @@ class _Form:
         return array
 
 
+class _Room:
+    """What runs on inputs of the same shapes share.
+
+    Attributes:
+        steps: Number of steps of the plan.
+        outputs: What the results look like.
+        idle: Frames that no run uses now.
+    """
+
+    def __init__(self, plan: Plan, placed: Placed, weights: Sequence[Array], outputs: list[_Form]) -> None:
+        self._workspace = placed.workspace
+        self.steps = len(plan.steps)
+        self.outputs = outputs
+        self.idle: deque[_Frame] = deque()
+        starts = {"workspace": list(placed.offsets), "weight": [weight.ctypes.data for weight in weights]}
+        self._slots: list[int] = []
+        self._relative: list[int] = []
+        self._places: dict[str, dict[int, list[tuple[int, int]]]] = {"input": {}, "output": {}}
+        for step, sizes in zip(plan.steps, placed.sizes, strict=True):
+            for span in (plan.spans[k] for k in step.spans):
+                slot = len(self._slots)
+                if span.memory in self._places:
+                    self._places[span.memory].setdefault(span.index, []).append((slot, span.offset))
+                elif span.memory == "workspace":
+                    self._relative.append(slot)
+                self._slots.append(starts[span.memory][span.index] + span.offset if span.memory in starts else 0)
+            self._slots += sizes
+
+    def frame(self) -> _Frame:
+        """One more workspace."""
+        workspace = _pages(self._workspace)
+        base = workspace.ctypes.data
+        slots = (ctypes.c_int64 * len(self._slots))(*self._slots)
+        for slot in self._relative:
+            slots[slot] += base
+        return _Frame(workspace, slots, *(sorted(self._places[side].items()) for side in ("input", "output")))
+
+
 class _Frame:
     """What one run needs: a workspace, and the arguments of all steps.
 
@@ -135,22 +200,12 @@ class _Frame:
         address: Where the arguments are.
     """
 
-    def __init__(self, plan: Plan, weights: Sequence[Array]) -> None:
-        self._workspace = _pages(plan.workspace)
-        base = self._workspace.ctypes.data
-        buffers = [base + offset for offset, _ in plan.buffers]
-        starts = {"workspace": buffers, "weight": [weight.ctypes.data for weight in weights]}
-        spans = [plan.spans[argument] for step in plan.steps for argument in step.arguments]
-        self._slots = (ctypes.c_uint64 * len(spans))(
-            *(starts[s.memory][s.index] + s.offset if s.memory in starts else 0 for s in spans)
-        )
-        self.address = ctypes.addressof(self._slots)
-        places: dict[str, dict[int, list[tuple[int, int]]]] = {"input": {}, "output": {}}
-        for slot, span in enumerate(spans):
-            if span.memory in places:
-                places[span.memory].setdefault(span.index, []).append((slot, span.offset))
-        self._inputs = sorted(places["input"].items())
-        self._outputs = sorted(places["output"].items())
+    def __init__(self, workspace: Array, slots: Any, inputs: _Uses, outputs: _Uses) -> None:
+        self._workspace = workspace
+        self._slots = slots
+        self._inputs = inputs
+        self._outputs = outputs
+        self.address = ctypes.addressof(slots)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Have the steps read and write these arrays."""

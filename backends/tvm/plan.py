@@ -1,4 +1,4 @@
-"""From a Relax function whose sizes are all known to a :class:`shave.backends.plan.Plan`.
+"""From a Relax function without branches to a :class:`shave.backends.plan.Plan`.
 
 Values become spans of a few memories: inputs, weights, outputs, and buffers of the workspace. Most of the work is to
 find what needs no bytes of its own:
@@ -14,15 +14,13 @@ find what needs no bytes of its own:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
-from shave.backends.plan import Memory, Plan, Span, Step
-from shave.backends.tvm.adapter import PrimFunc, relax, tirx
-from shave.backends.tvm.memory import Demand, place
+from shave.backends.plan import Memory, Plan, Size, Span, Step
+from shave.backends.tvm.adapter import Expr, PrimFunc, relax, tirx
 from shave.backends.weights import numpy_dtype
 
 JOIN = "shave.join"
@@ -30,8 +28,8 @@ JOIN = "shave.join"
 PART = "shave.part"
 """Marks a PrimFunc whose output is a range of its input's memory; the value is the number of the first element."""
 
-Copy = Callable[[int], str]
-"""Gives the name of the kernel that copies that many bytes."""
+COPY = "copy"
+"""Kernel that copies bytes; how many is its size argument."""
 
 
 class NotStatic(Exception):
@@ -52,7 +50,7 @@ class _Buffer:
 
     memory: Memory
     index: int
-    size: int
+    size: Size
     host: tuple[_Buffer, int] | None = None
     guests: list[tuple[int, int]] = field(default_factory=list)
 
@@ -63,7 +61,7 @@ class _View:
 
     buffer: _Buffer
     offset: int
-    size: int
+    size: Size
 
     def resolved(self) -> _View:
         """The same bytes, as a view of the buffer that stands alone."""
@@ -80,27 +78,34 @@ class _View:
         return buffer.memory == "workspace" and buffer.host is None and (self.offset, self.size) == (0, buffer.size)
 
 
-def plan(module: Any, copy: Copy) -> Plan | None:
-    """Plan ``main`` of a lowered module; None if it has sizes or branches that are only known at run time."""
+def plan(module: Any) -> Plan | None:
+    """Plan ``main`` of a lowered module; None if it has branches, or sizes that shapes of inputs do not tell."""
     try:
-        return _Planner(module, copy).plan()
+        return _Planner(module).plan()
     except NotStatic:
         return None
 
 
 class _Planner:
-    def __init__(self, module: Any, copy: Copy) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
-        self._copy = copy
+        self._dims: dict[Any, str] = {}
         self._values: dict[Any, Any] = {}
-        self._steps: list[tuple[str, list[_View], list[_View]]] = []
+        self._steps: list[tuple[str, list[_View], list[_View], list[Size]]] = []
 
     def plan(self) -> Plan:
         main = self._module["main"]
         *inputs, weights = main.params
+        dims: list[tuple[int, int]] = []
         for k, variable in enumerate(inputs):
-            self._values[variable] = _whole(_Buffer("input", k, _bytes(variable.ty)))
-        self._values[weights] = [_whole(_Buffer("weight", k, _bytes(t))) for k, t in enumerate(weights.ty.fields)]
+            for axis, size in enumerate(_shape(variable.ty)):
+                if isinstance(size, tirx.Var) and size not in self._dims:
+                    self._dims[size] = f"d{len(dims)}"
+                    dims.append((k, axis))
+        for k, variable in enumerate(inputs):
+            self._values[variable] = _whole(_Buffer("input", k, self._bytes(variable.ty)))
+        weight_types = [] if not isinstance(weights.ty, relax.TupleType) else weights.ty.fields
+        self._values[weights] = [_whole(_Buffer("weight", k, self._bytes(t))) for k, t in enumerate(weight_types)]
         for block in main.body.blocks:
             for binding in block.bindings:
                 if not isinstance(binding, relax.VarBinding):
@@ -108,7 +113,8 @@ class _Planner:
                 self._values[binding.var] = self._value(binding.value)
         for k, result in enumerate(self._value(main.body.body)):
             self._give(k, result)
-        return self._finish()
+        outputs = tuple(tuple(self._size(size) for size in _shape(of)) for of in main.ret_ty.fields)
+        return self._finish(tuple(dims), outputs)
 
     def _value(self, expression: Any) -> Any:
         if isinstance(expression, relax.Var):
@@ -122,33 +128,57 @@ class _Planner:
         name = getattr(expression.op, "name", None)
         if name == "relax.reshape":
             return self._value(expression.args[0])
-        if name == "relax.call_tir" and len(expression.args) == 2:
+        if name == "relax.call_tir":
             return self._call(expression)
         raise NotStatic(expression)
 
     def _call(self, call: Any) -> Any:
-        variable, arguments = call.args
+        variable, arguments, *given = call.args
         function = self._module[variable]
         assert isinstance(function, PrimFunc)
         reads = self._value(arguments)
         types = call.ty_args[0]
-        if isinstance(types, relax.TupleType):
-            writes = [_fresh(_bytes(t)) for t in types.fields]
-        else:
-            writes = [_fresh(_bytes(types))]
+        result_types = list(types.fields) if isinstance(types, relax.TupleType) else [types]
+        writes = [_whole(_Buffer("workspace", 0, self._bytes(of))) for of in result_types]
         attributes = function.attrs or {}
-        if PART in attributes:
+        fixed = all(isinstance(view.size, int) for view in (*reads, *writes))
+        if PART in attributes and fixed:
             width = numpy_dtype(str(types.dtype)).itemsize
             (whole,) = reads
             return _View(whole.buffer, whole.offset + int(attributes[PART]) * width, writes[0].size)
-        if JOIN in attributes and len(reads) > 1:
+        if JOIN in attributes and fixed and len(reads) > 1:
             return self._join(reads, writes[0])
-        self._steps.append((variable.name_hint, reads, writes))
+        argument_types = [argument.ty for argument in arguments.fields]
+        sizes = self._size_arguments(function, [*argument_types, *result_types], given)
+        self._steps.append((variable.name_hint, reads, writes, sizes))
         return writes if isinstance(types, relax.TupleType) else writes[0]
+
+    def _size_arguments(self, function: PrimFunc, types: Sequence[Any], given: Sequence[Any]) -> list[Size]:
+        """What the sizes of a function are in one call of it, in the order of :func:`size_variables`."""
+        known: dict[Any, Any] = {}
+        for parameter, of in zip(function.params, types, strict=False):
+            known |= {p: a for p, a in zip(parameter.ty.shape, _shape(of), strict=True) if isinstance(p, tirx.Var)}
+        if given:
+            known |= dict(zip(function.params[len(types) :], given[0].values, strict=True))
+        return [self._size(known[variable]) for variable in size_variables(function)]
+
+    def _bytes(self, of: Any) -> Size:
+        """Bytes of a tensor of the given type."""
+        width = numpy_dtype(str(of.dtype)).itemsize
+        sizes = [self._size(size) for size in _shape(of)]
+        if all(isinstance(size, int) for size in sizes):
+            return math.prod(map(int, sizes)) * width
+        return "*".join(str(size) for size in (*sizes, width))
+
+    def _size(self, size: Any) -> Size:
+        """A size as a number or a formula."""
+        if isinstance(size, (int, tirx.IntImm)):
+            return int(size)
+        return formula(size, self._dims)
 
     def _join(self, pieces: Sequence[_View], fresh: _View) -> _View:
         """Put the pieces one behind the other, moving as few as possible."""
-        starts = [0, *np.cumsum([piece.size for piece in pieces]).tolist()]
+        starts = list(accumulate((_fixed(piece) for piece in pieces), initial=0))
         pieces = [piece.resolved() for piece in pieces]
         # A buffer that was joined before may grow by the new pieces.
         bases = {
@@ -163,7 +193,7 @@ class _Planner:
             host, base = fresh.buffer, 0
         for piece, start in zip(pieces, starts, strict=False):
             self._settle(piece, host, base + start)
-        host.size = max(host.size, base + fresh.size)
+        host.size = max(_fixed(_whole(host)), base + _fixed(fresh))
         return _View(host, base, fresh.size)
 
     def _settle(self, piece: _View, host: _Buffer, offset: int) -> None:
@@ -171,7 +201,7 @@ class _Planner:
         if piece.buffer is host and piece.offset == offset:
             return
         here = piece.resolved()
-        host.guests.append((offset, piece.size))
+        host.guests.append((offset, _fixed(piece)))
         if here.is_whole and here.buffer is not host:
             here.buffer.host = (host, offset)
         else:
@@ -187,53 +217,80 @@ class _Planner:
             self._copy_to(here, _whole(output))
 
     def _copy_to(self, source: _View, target: _View) -> None:
-        if source.size:
-            self._steps.append((self._copy(source.size), [source], [target]))
+        self._steps.append((COPY, [source], [target], [source.size]))
 
-    def _finish(self) -> Plan:
-        lives: dict[_Buffer, tuple[int, int]] = {}
-        steps = [
-            (name, [view.resolved() for view in reads], [view.resolved() for view in writes])
-            for name, reads, writes in self._steps
-        ]
-        for number, (_, reads, writes) in enumerate(steps):
-            for view in (*reads, *writes):
-                if view.buffer.memory == "workspace":
-                    lives[view.buffer] = (lives.get(view.buffer, (number, 0))[0], number)
-        offsets, workspace = place([Demand(buffer.size, *life) for buffer, life in lives.items()])
-        places = {buffer: k for k, buffer in enumerate(lives)}
+    def _finish(self, dims: tuple[tuple[int, int], ...], outputs: tuple[tuple[Size, ...], ...]) -> Plan:
+        places: dict[_Buffer, int] = {}
         spans: dict[Span, int] = {}
 
         def span(view: _View) -> int:
-            buffer = view.buffer
-            index = places[buffer] if buffer.memory == "workspace" else buffer.index
+            view = view.resolved()
+            buffer, index = view.buffer, view.buffer.index
+            if buffer.memory == "workspace":
+                index = places.setdefault(buffer, len(places))
             return spans.setdefault(Span(buffer.memory, index, view.offset, view.size), len(spans))
 
-        calls = tuple(Step(name, tuple(map(span, reads)), tuple(map(span, writes))) for name, reads, writes in steps)
-        buffers = tuple((offset, buffer.size) for offset, buffer in zip(offsets, lives, strict=True))
-        return Plan(workspace, buffers, tuple(spans), calls)
+        steps = tuple(
+            Step(name, tuple(map(span, reads)), tuple(map(span, writes)), tuple(sizes))
+            for name, reads, writes, sizes in self._steps
+        )
+        return Plan(dims, outputs, tuple(buffer.size for buffer in places), tuple(spans), steps)
+
+
+def size_variables(function: PrimFunc) -> list[Any]:
+    """The symbolic sizes of a function's tensors, and its parameters that are no tensors, each once.
+
+    Raises:
+        NotStatic: A size that the shape of no tensor tells is no parameter either.
+    """
+    found: dict[Any, None] = {}
+    for parameter in function.params:
+        if hasattr(parameter.ty, "shape"):
+            found |= dict.fromkeys(size for size in parameter.ty.shape if isinstance(size, tirx.Var))
+        else:
+            found[parameter] = None
+    return list(found)
+
+
+_SIGNS = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
+
+
+def formula(size: Expr, names: dict[Any, str]) -> str:
+    """A size in the words of :func:`shave.backends.plan.evaluate`.
+
+    Raises:
+        NotStatic: It has no such form.
+    """
+    if isinstance(size, tirx.IntImm):
+        return str(int(size))
+    if isinstance(size, tirx.Var) and size in names:
+        return names[size]
+    if type(size) in _SIGNS:
+        return f"({formula(size.a, names)}{_SIGNS[type(size)]}{formula(size.b, names)})"
+    if isinstance(size, (tirx.Max, tirx.Min)):
+        return f"{'max' if isinstance(size, tirx.Max) else 'min'}({formula(size.a, names)},{formula(size.b, names)})"
+    if isinstance(size, tirx.Cast) and str(size.ty.dtype) == "int64":
+        return formula(size.value, names)
+    raise NotStatic(size)
 
 
 def _fits(host: _Buffer, offset: int, piece: _View) -> bool:
     """Whether a piece is at that offset of a buffer already, or there is nothing yet."""
     if piece.buffer is host:
         return piece.offset == offset
-    return all(start + size <= offset or offset + piece.size <= start for start, size in host.guests)
+    return all(start + size <= offset or offset + _fixed(piece) <= start for start, size in host.guests)
 
 
 def _whole(buffer: _Buffer) -> _View:
     return _View(buffer, 0, buffer.size)
 
 
-def _fresh(size: int) -> _View:
-    return _whole(_Buffer("workspace", 0, size))
+def _fixed(view: _View) -> int:
+    assert isinstance(view.size, int)
+    return view.size
 
 
-def _bytes(of: Any) -> int:
-    """Bytes of a tensor, of the given type."""
-    if not isinstance(of, relax.TensorType) or of.shape is None or str(of.dtype) == "":
+def _shape(of: Any) -> list[Any]:
+    if not isinstance(of, relax.TensorType) or of.shape is None:
         raise NotStatic(of)
-    sizes = list(of.shape)
-    if not all(isinstance(size, tirx.IntImm) for size in sizes):
-        raise NotStatic(of)
-    return math.prod(int(size) for size in sizes) * numpy_dtype(str(of.dtype)).itemsize
+    return list(of.shape)

@@ -1,7 +1,8 @@
-"""The code of a static program: kernels that take plain pointers, and ``run``, which calls them in order.
+"""The code of a planned program: kernels that take plain pointers, and ``run``, which calls them in order.
 
 TVM's calling convention describes each argument of each call by a tensor object, and every kernel checks all of them
-again. Where a :class:`shave.backends.plan.Plan` fixes all sizes, a kernel only needs to know where its tensors start.
+again. Where there is a :class:`shave.backends.plan.Plan`, a kernel only needs to know where its tensors start, and the
+sizes that were not known when it was compiled.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from tvm.ir import PointerType, PrimType
 
 from shave.backends.plan import Plan
 from shave.backends.tvm.adapter import IRBuilder, PrimFunc, T, tirx, tvm
-from shave.backends.tvm.plan import plan
+from shave.backends.tvm.plan import COPY, plan, size_variables
 
 RUN = "run"
 """``run(slots, first, last)``: call the steps from ``first`` to before ``last``.
 
-``slots`` is the address of the arguments of all steps of the plan, one pointer each, in order. The result is 0, or
-the number of the step that failed, counted from 1; its error is the pending one of this thread.
+``slots`` is the address of the arguments of all steps of the plan in order, 8 bytes each: pointers to the spans, then
+the sizes. The result is 0, or the number of the step that failed, counted from 1; its error is the pending one of this
+thread.
 """
 
 _PACKED = "__tvm_ffi_"  # in front of names that TVM's loader finds
-_AS_IT_IS = {"calling_conv": 1}  # keeps TVM from wrapping a function into its own calling convention
 _INT = 1  # type code of an integer result
 
 
@@ -34,58 +35,55 @@ def static(module: Any) -> tuple[Any, Plan] | None:
         module: An ``IRModule`` whose ``main`` calls its PrimFuncs.
 
     Returns:
-        The PrimFuncs that the plan names and ``run``, all without TVM's calling convention; None if ``main`` is not
-        static.
+        The PrimFuncs that the plan names and ``run``, all without TVM's calling convention; None if ``main`` needs the
+        virtual machine.
     """
-    copies: dict[str, PrimFunc] = {}
-
-    def copy(size: int) -> str:
-        name = f"copy_{size}"
-        copies.setdefault(name, _copy(size))
-        return name
-
-    made = plan(module, copy)
+    made = plan(module)
     if made is None:
         return None
-    kernels = {v.name_hint: f for v, f in module.functions.items() if isinstance(f, PrimFunc)}
     called = {step.kernel for step in made.steps}
-    functions = {name: with_pointers(f) for name, f in {**kernels, **copies}.items() if name in called}
+    functions = {
+        variable.name_hint: with_pointers(function)
+        for variable, function in module.functions.items()
+        if variable.name_hint in called
+    }
+    if COPY in called:
+        functions[COPY] = _copy()
     functions[_PACKED + RUN] = _run(made)
     return tvm.IRModule({tvm.ir.GlobalVar(name): f for name, f in functions.items()}, attrs=module.attrs), made
 
 
 def with_pointers(function: PrimFunc) -> PrimFunc:
-    """A function of tensors of known sizes as a C function of pointers that returns 0, or another number on failure.
+    """A function of tensors as a C function of pointers and sizes that returns 0, or another number on failure.
 
     Its tensors may start anywhere: it assumes the alignment of their elements only.
     """
-    buffers = list(function.params)
+    buffers = [parameter for parameter in function.params if hasattr(parameter.ty, "shape")]
     pointers = [tirx.Var(buffer.name, PointerType(PrimType(str(buffer.ty.dtype.dtype)))) for buffer in buffers]
     views = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)]
     # What TVM's own loops leave open.
     starts = [b.ty.elem_offset for b in buffers if isinstance(b.ty.elem_offset, tirx.Var)]
     binds = [tirx.Bind(start, tirx.const(0, str(start.ty.dtype))) for start in starts]
-    body = tirx.SeqStmt([*binds, *views, function.body])
-    # Where temporary memory of the function comes from.
-    for key, value in (("device_type", 1), ("device_id", 0)):
-        body = tirx.AttrStmt(tirx.const(0, "int32"), key, value, body)
-    return PrimFunc(pointers, body, PrimType("int32"), function.attrs).with_attrs(_AS_IT_IS)
+    parameters = [*pointers, *size_variables(function)]
+    return _as_it_is(parameters, tirx.SeqStmt([*binds, *views, function.body]), function.attrs)
 
 
-def _copy(size: int) -> PrimFunc:
+def _as_it_is(parameters: Sequence[Any], body: Any, attributes: Any) -> PrimFunc:
+    """A function that TVM does not wrap into its own calling convention."""
+    return PrimFunc(list(parameters), body, PrimType("int32"), attributes).with_attrs({"calling_conv": 1})
+
+
+def _copy() -> PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("copy")
-        source = T.match_buffer(T.arg("source", T.handle()), (size,), "uint8", layout=None)
-        target = T.match_buffer(T.arg("target", T.handle()), (size,), "uint8", layout=None)
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            T.evaluate(T.call_extern("handle", "memcpy", target.data, source.data, T.uint64(size)))
-    return builder.get().without_attr("global_symbol")
+        T.func_name(COPY)
+        source, target, size = (T.arg("source", T.handle()), T.arg("target", T.handle()), T.arg("size", T.int64()))
+        T.evaluate(T.call_extern("handle", "memcpy", target, source, size))
+    function = builder.get()
+    return _as_it_is(function.params, function.body, function.attrs)
 
 
 def _run(made: Plan) -> PrimFunc:
-    total = sum(len(step.arguments) for step in made.steps)
+    total = sum(len(step.spans) + len(step.sizes) for step in made.steps)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(RUN)
         T.arg("self", T.handle())
@@ -94,22 +92,19 @@ def _run(made: Plan) -> PrimFunc:
         result = T.arg("result", T.handle())
         # Arguments and result are pairs of a type code and a value.
         given = T.decl_buffer((6,), "int64", data=arguments)
-        slots = T.decl_buffer((total,), "uint64", data=T.reinterpret("handle", given[1]))
+        slots = T.decl_buffer((max(1, total),), "int64", data=T.reinterpret("handle", given[1]))
         outcome = T.decl_buffer((2,), "int64", data=result)
         T.buffer_store(outcome, T.int64(_INT), [0])
         T.buffer_store(outcome, T.int64(0), [1])
         at = 0
         for number, step in enumerate(made.steps):
-            taken = range(at, at + len(step.arguments))
-            at = taken.stop
-            wanted = tirx.all(outcome[1] == 0, given[3] <= number, number < given[5])
-            _step(step.kernel, [slots[k] for k in taken], wanted, outcome, number + 1)
+            pointers = [T.reinterpret("handle", slots[at + k]) for k in range(len(step.spans))]
+            at += len(pointers)
+            sizes = [slots[at + k] for k in range(len(step.sizes))]
+            at += len(sizes)
+            with T.If(tirx.all(outcome[1] == 0, given[3] <= number, number < given[5])), T.Then():
+                call = T.call_extern("int32", step.kernel, *pointers, *sizes)
+                with T.If(call != 0), T.Then():
+                    T.buffer_store(outcome, T.int64(number + 1), [1])
     function = builder.get()
-    return PrimFunc(function.params, function.body, PrimType("int32"), function.attrs).with_attrs(_AS_IT_IS)
-
-
-def _step(kernel: str, arguments: Sequence[Any], wanted: Any, outcome: Any, number: int) -> None:
-    with T.If(wanted), T.Then():
-        call = T.call_extern("int32", kernel, *[T.reinterpret("handle", argument) for argument in arguments])
-        with T.If(call != 0), T.Then():
-            T.buffer_store(outcome, T.int64(number), [1])
+    return _as_it_is(function.params, function.body, function.attrs)
