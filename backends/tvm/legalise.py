@@ -28,6 +28,8 @@ _SMALL = 1 << 20
 """A folded value may be this many times larger than what it is computed from, or have this many bytes: an expanded
 weight is not stored, a table of relative positions is."""
 _ROUNDS = 8
+_OF_SHAPE_ALONE = ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+"""Operators that ask their first argument for its shape and dtype, never for its values."""
 
 
 def legalise(program: Program) -> Program:
@@ -59,22 +61,31 @@ def _fold(program: Program, rewriter: Rewriter) -> None:
         if not _is_foldable(node):
             continue
         with torch.no_grad():
-            args, kwargs = fx.map_arg((node.args, node.kwargs), program.weight)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _known(program, n))
             value = cast(Callable[..., Any], node.target)(*args, **kwargs)
         if isinstance(value, torch.Tensor):
-            source = next((str(n.target) for n in node.all_input_nodes), node.name)
+            source = next((str(n.target) for n in node.all_input_nodes if n.op == "get_attr"), node.name)
             name = f"{source}_{op_name(node).split('.')[-1].lstrip('_')}"
             rewriter.replace(node, rewriter.weight(name, value.contiguous(), sources=[node]))
 
 
+def _known(program: Program, node: fx.Node) -> torch.Tensor:
+    """A weight, or a tensor that stands for one of which only the shape matters."""
+    if node.op == "get_attr":
+        return program.weight(node)
+    value = node.meta["val"]
+    return torch.empty(hints(value.shape), dtype=value.dtype)
+
+
 def _is_foldable(node: fx.Node) -> bool:
-    """Whether a call has one tensor as result and weights, numbers and nothing else as arguments."""
+    """Whether a call has one tensor as result and depends on weights, numbers and nothing else."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or node.target is operator.getitem or not node.users:
         return False
     if has_trait(node, Trait.RANDOM) or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    inputs = node.all_input_nodes
+    by_shape = op_name(node).removeprefix("aten.") in _OF_SHAPE_ALONE
+    inputs = node.all_input_nodes[1:] if by_shape else node.all_input_nodes
     if any(n.op != "get_attr" or not isinstance(n.meta.get("val"), torch.Tensor) for n in inputs):
         return False
     if any(isinstance(size, torch.SymInt) for size in value.shape):

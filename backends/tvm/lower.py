@@ -15,6 +15,7 @@ from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
+from shave.backends.tvm.attention_regions import find_attention
 from shave.backends.tvm.emit import convolution, matmul
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
@@ -92,7 +93,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     builder = relax.BlockBuilder()
     weights = Weights()
     emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights, schedules)
-    emitter.use_regions(find_regions(program.graph, _is_anchor))
+    emitter.use_regions({**find_regions(program.graph, _is_anchor), **find_attention(program.graph)})
     with builder.function(_BODY, attrs={"relax.force_pure": True}):
         inputs, outputs = emitter.emit_graph()
         parameters = [*inputs, *weights.variables.values()]

@@ -1,26 +1,37 @@
-"""Scaled dot-product attention: two batched kernels around one softmax pass over the scores."""
+"""Attention: one kernel for a region, or two batched products around a softmax where no kernel fits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import fx
 
 from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.attention_regions import AttentionRegion, Mask
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
-from shave.backends.tvm.emit.matmul import batched
+from shave.backends.tvm.emit.matmul import _extents, batched
 from shave.backends.tvm.emit.reduction import accumulator, reduce_over
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.sizes import Size
+from shave.backends.tvm.kernels import attention
+from shave.backends.tvm.kernels.attention import View
+from shave.backends.tvm.kernels.base import ceil_div
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.sizes import Size, product
 from shave.ir.errors import UnsupportedError
 
 
 @emits("aten.scaled_dot_product_attention")
 def _attention(emitter: Emitter, node: fx.Node) -> Any:
     """softmax(scale * Q K^T + mask) V over [..., heads, length, size]; several query heads may share a key head."""
+    region = emitter.region(node)
+    if isinstance(region, AttentionRegion):
+        return fused(emitter, region)
     arguments = emitter.arguments(node)
     query, key, value, mask = (arguments[n] for n in ("query", "key", "value", "attn_mask"))
     if arguments["dropout_p"]:
@@ -48,6 +59,97 @@ def _attention(emitter: Emitter, node: fx.Node) -> Any:
     weights = emitter.reshape(weights, [*batch, columns])
     result = batched(emitter, node, weights, emitter.plain(value), False)
     return emitter.reshape(result, [*lead, rows, width])
+
+
+def fused(emitter: Emitter, region: AttentionRegion) -> Any:
+    """One call of the attention kernel, on the tensors in which queries, keys and values lie."""
+    assert region.shape is not None
+    shape = region.shape
+    inputs = []
+    for source, name in zip(region.sources, ("query", "key", "value"), strict=True):
+        extents = emitter.shape(source)
+        seen: list[Size] = [product(extents)]
+        if name == "key" and shape.columns is None:
+            # The kernel finds the number of columns in the shape of the keys.
+            axis = len(extents) - 1
+            while product(extents[axis:]) != shape.key.row:
+                axis -= 1
+            seen = [product(extents[: axis - 1]), extents[axis - 1], shape.key.row]
+        inputs.append(emitter.reshape(emitter.plain(source), seen))
+    views = []
+    for mask in region.masks:
+        made = _mask(emitter, region, mask)
+        if made is not None:
+            variable, view = made
+            inputs.append(emitter.reshape(variable, [product(_extents(variable))]))
+            views.append(view)
+    shape = replace(shape, masks=tuple(views))
+    known = emitter.sizes.shape(region.extents)
+    result = [*(known[axis] for axis in attention.result_order(shape)), shape.width]
+    made = emitter.call_kernel(attention, shape, Epilogue(), inputs, result, region.nodes)
+    return emitter.reshape(made, emitter.shape(region.nodes[-1]))
+
+
+def _mask(emitter: Emitter, region: AttentionRegion, mask: Mask) -> tuple[Any, View] | None:
+    """A mask as float32 rows of whole vectors, each element once; None for one that changes nothing."""
+    assert region.shape is not None
+    columns, source = region.shape.columns, mask.strided.source
+    assert columns is not None
+    steps = mask.strided.tensor.stride()
+    pitch = ceil_div(columns, emitter.lanes) * emitter.lanes
+    extents: list[Any] = [
+        1 if isinstance(step, int) and step == 0 else extent
+        for step, extent in zip(steps[:-1], region.extents, strict=True)
+    ]
+    view = _rows_of(extents, pitch)
+    constant = emitter.constant(source)
+    if constant is not None and all(isinstance(e, int) for e in extents):
+        return _constant_mask(emitter, mask, constant, extents, pitch, view)
+    start, *sizes = emitter.sizes.shape([mask.strided.tensor.storage_offset(), *steps])
+
+    def compute(x: Any, start: Any, steps: Sequence[Any], shape: Sequence[Size]) -> Any:
+        def element(*i: Any) -> Any:
+            at = start
+            for index, step in zip([*i[:-1], tirx.min(i[-1], columns - 1)], steps, strict=True):
+                at = at + index * step
+            value = x(at)
+            if mask.hide is None:
+                return scalar.cast(value, "float32")
+            nothing, filler = tirx.const(0, "float32"), tirx.const(mask.filler, "float32")
+            return tirx.Select(value, filler, nothing) if mask.hide else tirx.Select(value, nothing, filler)
+
+        return te.compute(shape, element, name="mask")
+
+    flat = emitter.reshape(emitter.plain(source), [product(emitter.shape(source))])
+    shape = [*emitter.sizes.shape(extents), pitch]
+    return emitter.te(region.nodes[-1], compute, flat, start, sizes, shape=shape), view
+
+
+def _constant_mask(
+    emitter: Emitter, mask: Mask, constant: torch.Tensor, extents: list[int], pitch: int, view: View
+) -> tuple[Any, View] | None:
+    tensor = mask.strided.tensor
+    picked = constant.contiguous().as_strided((*extents, tensor.shape[-1]), tensor.stride(), tensor.storage_offset())
+    if mask.hide is not None:
+        picked = torch.where(picked if mask.hide else ~picked, mask.filler, 0.0)
+    if not picked.any():
+        return None
+    padded = np.zeros((*extents, pitch), np.float32)
+    padded[..., : picked.shape[-1]] = picked.numpy()
+    name = f"{mask.strided.source.target}.mask{'x'.join(map(str, (*extents, picked.shape[-1], *tensor.stride())))}"
+    return emitter.weights.add(f"{name}+{tensor.storage_offset()}", padded), view
+
+
+def _rows_of(extents: Sequence[Any], pitch: int) -> View:
+    """Steps of contiguous [*extents, pitch], 0 along axes of extent 1; None for what only the call knows."""
+    lead: list[int | None] = []
+    *outer, rows = extents
+    inside: Any = pitch * rows
+    for extent in reversed(outer):
+        one = isinstance(extent, int) and extent == 1
+        lead.append(0 if one else inside if isinstance(inside, int) else None)
+        inside = inside * extent
+    return View(tuple(reversed(lead)), 0 if isinstance(rows, int) and rows == 1 else pitch)
 
 
 def _heads_per_key(lead: Sequence[Size], key_lead: Sequence[Size]) -> int:

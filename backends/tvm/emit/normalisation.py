@@ -10,7 +10,9 @@ from torch import fx
 
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.attention_regions import AttentionRegion
 from shave.backends.tvm.emit import scalar
+from shave.backends.tvm.emit.attention import fused
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, count, moments, reduce_over
 from shave.backends.tvm.emit.registry import emits
@@ -226,6 +228,9 @@ def softmax(x: Any, axis: int, work: str, dtype: str, log: bool = False) -> Any:
 
 @emits("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
 def _softmax(emitter: Emitter, node: fx.Node) -> Any:
+    region = emitter.region(node)
+    if isinstance(region, AttentionRegion):
+        return fused(emitter, region)
     arguments = emitter.arguments(node)
     x, axis = arguments["self"], arguments["dim"]
     dtype = emitter.dtype(node)
