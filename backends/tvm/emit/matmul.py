@@ -75,7 +75,10 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     rows = product(have[:-1])
     inner, columns = weight.shape
     shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns)
-    name = f"{b.target}.{'linear' if op_name(node) == 'aten.linear' else 'matmul'}"
+    # Products with the same weights may cut them differently.
+    name = (
+        f"{b.target}.{'linear' if op_name(node) == 'aten.linear' else 'matmul'}.{matmul.depth(shape, emitter.target)}"
+    )
     inputs = [
         emitter.as_float32(node, emitter.reshape(emitter.plain(a), (rows, inner))),
         emitter.weights.add(name, matmul.pack(weight.numpy(), shape, emitter.target)),

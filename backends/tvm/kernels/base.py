@@ -187,10 +187,10 @@ class Flat:
         """``width`` elements from ``offset`` on."""
         return self._flat[span(offset, width)]
 
-    def prefetch(self, offset: int | Expr) -> None:
-        """Ask for the cache line of an element in level 2; any offset will do, also one beyond the end."""
-        read, level_2, data = 0, 2, 1
-        T.evaluate(T.call_intrin("void", "tirx.prefetch", T.address_of(self._flat[offset]), read, level_2, data))
+    def prefetch(self, offset: int | Expr, level: int) -> None:
+        """Ask for the cache line of an element in a level of cache; any offset will do, also one beyond the end."""
+        read, locality, data = 0, 4 - level, 1
+        T.evaluate(T.call_intrin("void", "tirx.prefetch", T.address_of(self._flat[offset]), read, locality, data))
 
     def store(self, offset: int | Expr, value: Expr, width: int) -> None:
         """Write ``width`` elements from ``offset`` on."""

@@ -49,10 +49,19 @@ from shave.backends.tvm.kernels.geometry import (
     pixel_runs,
 )
 from shave.backends.tvm.kernels.prefetch import Prefetch
-from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, cycles_per_tile, fits
+from shave.backends.tvm.kernels.register_tile import (
+    LONG_REDUCTION,
+    Part,
+    RegisterTile,
+    cycles_per_step,
+    cycles_per_tile,
+    fits,
+)
 
 MAX_PIXELS = 28
 MAX_VECTORS = 8
+FAR_LOADS = 8
+"""Loads from level 2 that cost as much as one of a line of a large image (fitted to measurements)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,8 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     inputs = shape.in_channels // blocks.groups
     channels = even_runs(blocks.output_blocks, schedule.vectors)
     weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * inputs
+    image = 4 * shape.in_channels * prod(shape.spatial)
+    far = FAR_LOADS if image > target.l2_bytes // 4 and not shape.plain_input else 0
     total: float = 0
     units = 0
     for phase in phases(_merged(shape, schedule)):
@@ -120,8 +131,10 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
         rows = prod(axis.extent for axis in phase[:-1])
         units += rows * sum(int(run.count) for run in channels)
         for run, tile in itertools.product(channels, tiles):
-            # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2.
-            slow = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
+            # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2. Each line
+            # of a large image comes from level 2 or farther, once for all taps and vectors.
+            slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
+            slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
             steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
             one = outer * inputs * steps + rows * cycles_per_tile(tile.tiles.size, run.size)
             total += int(run.count) * int(tile.tiles.count) * one
@@ -373,13 +386,6 @@ class _Emitter:
         lanes = self.lanes
         tile = RegisterTile(run.tiles.size, vectors, lanes)
         (block,) = bind(group * self.blocks.output_blocks + first)
-        if all(axis.taps for axis in phase):
-            first_input = group * self.blocks.input_blocks
-            done = 0
-            for inputs in self.blocks.inputs:
-                self._reduce(tile, phase, run, n, block, position, first_input, done, inputs, ahead)
-                done += int(inputs.count)
-
         place = [axis.first_output + q * axis.output_step for axis, q in zip(phase, position, strict=True)]
         result = offset(self.y_sizes, n, block, *place, 0)
         vector_step = prod(self.shape.out_spatial) * lanes
@@ -387,6 +393,16 @@ class _Emitter:
 
         def at(row: int | Expr, part: Part) -> int | Expr:
             return result + (part.vector * vector_step + row * row_step + part.first)
+
+        steps = self.blocks.input_blocks * self.lanes * prod(axis.taps for axis in phase)
+        if steps >= LONG_REDUCTION:
+            tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
+        if all(axis.taps for axis in phase):
+            first_input = group * self.blocks.input_blocks
+            done = 0
+            for inputs in self.blocks.inputs:
+                self._reduce(tile, phase, run, n, block, position, first_input, done, inputs, ahead)
+                done += int(inputs.count)
 
         def load(operand: int, row: int | Expr, part: Part) -> Expr:
             if isinstance(self.epilogue.operands[operand], Bias):

@@ -3,7 +3,8 @@
 A panel is one vector wide: [K, lanes]. One register tile (:mod:`register_tile`) multiplies ``rows`` rows of A with
 ``vectors`` panels over the whole of K; the panels of a tile stay in cache while the rows of a block of A stream by.
 M may be known only at run time. N need not be a multiple of the vector: the last panel is padded with zeros and stored
-in part. With M = 1 the tile is one row times many panels, and the panels are spread over the threads.
+in part. With M = 1 the tile is one row times many panels, and the panels are spread over the threads. A long K is cut
+into blocks, so that a block of A and the panels of a tile stay in the level 2 cache; C holds the sums in between.
 
 Method: K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008.
 """
@@ -28,18 +29,24 @@ from shave.backends.tvm.kernels.base import (
     even_runs,
     extent,
     for_tile,
+    loop,
     only_if,
     quotient,
+    remainder,
     root,
     row_runs,
     tensor,
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
-from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_step, fits
+from shave.backends.tvm.kernels.prefetch import Prefetch
+from shave.backends.tvm.kernels.register_tile import LONG_REDUCTION, Part, RegisterTile, cycles_per_step, fits
 
 MAX_ROWS = 28
 MAX_VECTORS = 8
+MAX_DEPTH = 1024
+CHUNK = 16
+"""Steps of the reduction between two prefetches."""
 TYPICAL_ROWS = 128
 """Rows to optimise for where their number is only known at run time."""
 
@@ -61,11 +68,13 @@ class MatmulSchedule:
         rows: Largest number of rows of a register tile.
         vectors: Largest number of panels of a register tile.
         block: Row tiles that pass a set of panels before the next set is taken, to stay in cache.
+        prefetch: Whether row tiles ask for the next set of panels; see :mod:`prefetch`.
     """
 
     rows: int
     vectors: int
     block: int
+    prefetch: bool = True
 
 
 def tile_cost(rows: int, columns: int, tile_rows: int, tile_vectors: int, target: Target) -> float:
@@ -92,11 +101,39 @@ def best_tiles(rows: int, columns: int, target: Target) -> list[tuple[int, int]]
 
 def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
     """The best register tiles by the analytic model, best first."""
-    schedules = []
-    for rows, vectors in best_tiles(shape.rows or TYPICAL_ROWS, shape.columns, target):
-        fitting = target.l2_bytes // 2 // (rows * shape.inner * 4)
-        schedules.append(MatmulSchedule(rows, vectors, max(1, fitting)))
-    return schedules
+    rows = shape.rows or TYPICAL_ROWS
+    return [
+        MatmulSchedule(tile_rows, vectors, _block(shape, ceil_div(rows, tile_rows), tile_rows, target))
+        for tile_rows, vectors in best_tiles(rows, shape.columns, target)
+    ]
+
+
+def _block(shape: MatmulShape, tiles: int, tile_rows: int, target: Target) -> int:
+    """Row tiles whose data fit half of the level 2 cache, in blocks of equal size.
+
+    A small B meets few rows at a time, so that their part of C stays in cache too. A larger one comes from memory once:
+    it meets all rows whose part of A fits.
+    """
+    fitting = target.l2_bytes // 2 // (tile_rows * 4 * depth(shape, target))
+    if stays(shape, target):
+        fitting = target.l2_bytes // 8 // (tile_rows * 4 * (shape.inner + shape.columns))
+    return ceil_div(tiles, ceil_div(tiles, max(1, fitting)))
+
+
+def stays(shape: MatmulShape, target: Target) -> bool:
+    """Whether B stays in the level 2 cache from one block of rows to the next."""
+    return 4 * shape.inner * shape.columns <= target.l2_bytes // 2
+
+
+def depth(shape: MatmulShape, target: Target) -> int:
+    """Length of a block of K.
+
+    A partial panel is not cut, since sums must be stored between blocks, nor is a single row, which needs no cache.
+    """
+    if shape.columns % target.lanes or shape.rows == 1:
+        return shape.inner
+    blocks = ceil_div(shape.inner, MAX_DEPTH)
+    return ceil_div(shape.inner, blocks * CHUNK) * CHUNK if blocks > 1 else shape.inner
 
 
 def default(shape: MatmulShape, target: Target) -> MatmulSchedule:
@@ -113,11 +150,17 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
 
 
 def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
-    """B [inner, columns] as the kernel reads it: [panels, inner, lanes], zeros beyond the last column."""
+    """B [inner, columns] as the kernel reads it: block of K after block, each [panels, depth, lanes].
+
+    The result is flat; it has zeros beyond the last column.
+    """
     panels = ceil_div(shape.columns, target.lanes)
     padded = np.zeros((shape.inner, panels * target.lanes), np.float32)
     padded[:, : shape.columns] = weight
-    return np.ascontiguousarray(padded.reshape(shape.inner, panels, target.lanes).swapaxes(0, 1))
+    split = padded.reshape(shape.inner, panels, target.lanes)
+    step = depth(shape, target)
+    blocks = [split[k : k + step].swapaxes(0, 1).reshape(-1) for k in range(0, shape.inner, step)]
+    return np.concatenate(blocks)
 
 
 def reference(a: Array, weight: Array, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
@@ -136,63 +179,136 @@ def panel_runs(columns: int, vectors: int, lanes: int) -> list[Run]:
 
 def build(shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
     """The kernel (a, packed b, *operands, c). Bias is [columns], residual is [rows, columns]."""
-    lanes, inner, columns = target.lanes, shape.inner, shape.columns
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("matmul")
         T.func_attr({"tirx.noalias": True})
-        rows = extent(shape.rows)
-        parameters = [
-            tensor("a", (rows, inner)),
-            tensor("b", (ceil_div(columns, lanes), inner, lanes)),
-            *(
-                tensor("bias", (columns,)) if isinstance(step, Bias) else tensor("residual", (rows, columns))
-                for step in epilogue.operands
-            ),
-            tensor("c", (rows, columns)),
-        ]
-        with root():
-            a, b, *operands, c = [Flat(parameter) for parameter in parameters]
-            row_tiles = row_runs(rows, schedule.rows)
-            panel_tiles = panel_runs(columns, schedule.vectors, lanes)
-            count = sum((run.count for run in row_tiles[1:]), row_tiles[0].count)
-            block = min(schedule.block, count) if isinstance(count, int) else schedule.block
-            blocks = quotient(count + block - 1, block)
-            units = [blocks, sum(int(run.count) for run in panel_tiles), block]
-
-            def tile(first_row: int | Expr, row_run: Run, first_panel: int | Expr, panel_run: Run) -> None:
-                accumulators = RegisterTile(row_run.size, panel_run.size, lanes)
-                left, right = bind(first_row * inner, first_panel * (inner * lanes))
-                with T.serial(0, inner) as k:
-                    accumulators.multiply_add(
-                        range(row_run.size),
-                        lambda row: a.load(left + (row * inner + k)),
-                        lambda v: b.load(right + (v * inner * lanes + k * lanes), lanes),
-                    )
-                result, column = bind(first_row * columns + first_panel * lanes, first_panel * lanes)
-
-                def load(operand: int, row: int | Expr, part: Part) -> Expr:
-                    start = column if isinstance(epilogue.operands[operand], Bias) else result + row * columns
-                    return operands[operand].load(start + (part.vector * lanes + part.first), part.width)
-
-                def store(row: int | Expr, part: Part, value: Expr) -> None:
-                    c.store(result + (row * columns + part.vector * lanes + part.first), value, part.width)
-
-                before_last = ceil_div(columns, lanes) - panel_run.size
-                partial = panel_run is panel_tiles[-1] and columns % lanes
-                accumulators.finish(epilogue, load, store, columns - before_last * lanes if partial else None)
-
-            with T.parallel(0, units[0] * units[1] * units[2]) as index:
-                outer, panel, within = bind(*unravel(index, units))
-                (row_tile,) = bind(outer * block + within)
-                known = isinstance(count, int) and count % block == 0
-                with only_if(known or row_tile < count):
-                    for_tile(
-                        row_tile,
-                        row_tiles,
-                        lambda first_row, row_run: for_tile(
-                            panel,
-                            panel_tiles,
-                            lambda first_panel, panel_run: tile(first_row, row_run, first_panel, panel_run),
-                        ),
-                    )
+        _Emitter(shape, schedule, target, epilogue).emit()
     return builder.get()
+
+
+class _Emitter:
+    """Emits parameters and body of one kernel into the function being built."""
+
+    def __init__(self, shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> None:
+        self.shape = shape
+        self.schedule = schedule
+        self.epilogue = epilogue
+        self.lanes = target.lanes
+        self.panels = ceil_div(shape.columns, self.lanes)
+        self.depth = depth(shape, target)
+        self.stays = stays(shape, target)
+        self.rows = extent(shape.rows)
+        result = (self.rows, shape.columns)
+        self.a = tensor("a", (self.rows, shape.inner))
+        self.b = tensor("b", (self.panels * shape.inner * self.lanes,))
+        self.operands = [
+            tensor("bias", (shape.columns,)) if isinstance(step, Bias) else tensor("residual", result)
+            for step in epilogue.operands
+        ]
+        self.c = tensor("c", result)
+
+    def emit(self) -> None:
+        with root():
+            self.a, self.b, self.c = Flat(self.a), Flat(self.b), Flat(self.c)
+            self.operands = [Flat(operand) for operand in self.operands]
+            with loop(ceil_div(self.shape.inner, self.depth)) as block:
+                self._block(block)
+
+    def _block(self, block: int | Expr) -> None:
+        """All products with one block of K."""
+        row_tiles = row_runs(self.rows, self.schedule.rows)
+        panel_tiles = panel_runs(self.shape.columns, self.schedule.vectors, self.lanes)
+        count = sum((run.count for run in row_tiles[1:]), row_tiles[0].count)
+        within = min(self.schedule.block, count) if isinstance(count, int) else self.schedule.block
+        units = [quotient(count + within - 1, within), sum(int(run.count) for run in panel_tiles), within]
+        with T.parallel(0, units[0] * units[1] * units[2]) as index:
+            outer, panel, visit = bind(*unravel(index, units))
+            (row_tile,) = bind(outer * within + visit)
+            known = isinstance(count, int) and count % within == 0
+            # A B that stays in cache has to be asked for once only, others for each block of rows.
+            visiting = row_tile if self.stays else visit
+
+            def columns(first_panel: int | Expr, panel_run: Run) -> None:
+                partial = panel_run is panel_tiles[-1] and self.shape.columns % self.lanes
+                for_tile(
+                    row_tile,
+                    row_tiles,
+                    lambda first_row, row_run: self._tile(
+                        block, first_row, row_run.size, first_panel, panel_run.size, bool(partial), within, visiting
+                    ),
+                )
+
+            with only_if(known or row_tile < count):
+                for_tile(panel, panel_tiles, columns)
+
+    def _tile(
+        self,
+        block: int | Expr,
+        first_row: int | Expr,
+        rows: int,
+        first_panel: int | Expr,
+        vectors: int,
+        partial: bool,
+        visits: int,
+        visit: int | Expr,
+    ) -> None:
+        """One register tile, number ``visit`` of ``visits`` with its panels; ``partial`` if the last is not full."""
+        lanes, inner, columns = self.lanes, self.shape.inner, self.shape.columns
+        tile = RegisterTile(rows, vectors, lanes)
+        first_k = block * self.depth
+        steps = self.depth if inner % self.depth == 0 else T.min(self.depth, inner - first_k)
+        left, panel = bind(first_row * inner + first_k, first_k * (self.panels * lanes) + first_panel * (steps * lanes))
+        result, column = bind(first_row * columns + first_panel * lanes, first_panel * lanes)
+
+        def at(row: int | Expr, part: Part) -> int | Expr:
+            return result + (row * columns + part.vector * lanes + part.first)
+
+        def load(operand: int, row: int | Expr, part: Part) -> Expr:
+            if isinstance(self.epilogue.operands[operand], Bias):
+                return self.operands[operand].load(column + (part.vector * lanes + part.first), part.width)
+            return self.operands[operand].load(at(row, part), part.width)
+
+        def store(row: int | Expr, part: Part, value: Expr) -> None:
+            self.c.store(at(row, part), value, part.width)
+
+        level = 1 if self.depth >= LONG_REDUCTION else 2
+        tile.prefetch(lambda row, v: self.c.prefetch(at(row, Part(v, 0, lanes)), level))
+        whole = inner == self.depth
+        if not whole:
+            with T.If(block > 0), T.Then():
+                tile.load(lambda row, part: self.c.load(at(row, part), part.width))
+
+        ahead = None
+        if self.schedule.prefetch:
+            elements = vectors * self.depth * lanes
+            ahead = Prefetch.of(elements, ceil_div(self.depth, CHUNK), visits)
+        asked = -1 if ahead is None else ahead.first(panel + vectors * lanes * steps, visit)
+
+        def reduce(start: int | Expr, count: int | Expr) -> None:
+            with T.serial(0, count) as step:
+                k = start + step
+                tile.multiply_add(
+                    range(rows),
+                    lambda row: self.a.load(left + (row * inner + k)),
+                    lambda v: self.b.load(panel + ((v * steps + k) * lanes), lanes),
+                )
+
+        chunks = quotient(steps, CHUNK)
+        with loop(chunks) as chunk:
+            if ahead is not None:
+                ahead.ask(self.b, asked, chunk)
+            reduce(chunk * CHUNK, CHUNK)
+        tail = remainder(steps, CHUNK)
+        if not isinstance(tail, int) or tail:
+            reduce(chunks * CHUNK, tail)
+
+        before_last = self.panels - vectors
+        stored = columns - before_last * lanes if partial else None
+        if whole:
+            tile.finish(self.epilogue, load, store, stored)
+        else:
+            with T.If((block + 1) * self.depth < inner):
+                with T.Then():
+                    tile.finish(Epilogue(), load, store)
+                with T.Else():
+                    tile.finish(self.epilogue, load, store)

@@ -62,4 +62,4 @@ class Prefetch:
         with only_if(first >= 0):
             (start,) = bind(first + chunk * (self.lines * LINE))
             for line in range(self.lines):
-                weight.prefetch(start + line * LINE)
+                weight.prefetch(start + line * LINE, 2)

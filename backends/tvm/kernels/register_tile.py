@@ -22,7 +22,10 @@ FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
 CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
+CYCLES_PER_OPERAND = 0.01
 CYCLES_PER_TILE = 30
+LONG_REDUCTION = 256
+"""Steps that take longer than a line takes from far caches to level 1."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,14 @@ def most_rows(target: Target) -> int:
     return (STACK_ARRAY_BYTES - 1) // target.vector_bytes
 
 
-def cycles_per_step(rows: int, vectors: int, slow_loads: int = 0) -> float:
+def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0) -> float:
     """Estimated cycles of one step of the reduction.
 
     The slowest of FMA units, load units and the chain through an accumulator, and a stall for each load that is not
     served by the level 1 cache at full speed (fitted to measurements on an AVX-512 core).
     """
     busy = max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
-    return CYCLES_PER_STEP + busy + slow_loads * CYCLES_PER_SLOW_LOAD
+    return CYCLES_PER_STEP + busy + (rows + vectors) * CYCLES_PER_OPERAND + slow_loads * CYCLES_PER_SLOW_LOAD
 
 
 def cycles_per_tile(rows: int, vectors: int) -> float:
@@ -93,6 +96,19 @@ class RegisterTile:
         with unrolled(0, rows) as row:
             for accumulators in self._accumulators:
                 T.buffer_store(accumulators, T.broadcast(T.float32(0), lanes), [span(row * lanes, lanes)])
+
+    def prefetch(self, ask: Callable[[int | Expr, int], None]) -> None:
+        """Ask for each line of the result, by row and vector, so that storing it waits for no other cache or memory."""
+        with loop(self.rows) as row:
+            for vector in range(self.vectors):
+                ask(row, vector)
+
+    def load(self, value: Callable[[int | Expr, Part], Expr]) -> None:
+        """Set each accumulator to the value of that row and vector."""
+        with unrolled(0, self.rows) as row:
+            for v, accumulators in enumerate(self._accumulators):
+                index = span(row * self.lanes, self.lanes)
+                T.buffer_store(accumulators, value(row, Part(v, 0, self.lanes)), [index])
 
     def multiply_add(self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
         """Add scalar(row) * weight(vector) to the accumulators of some consecutive rows."""

@@ -33,6 +33,23 @@ def test_blocks_that_do_not_divide_the_rows(block, target):
     check_matmul(MatmulShape(None, 8, 40), target, schedule=MatmulSchedule(4, 2, block), rows=[1, 4, 23])
 
 
+@each_target
+def test_long_reductions_in_blocks(target):
+    for inner in (2048, 2500):
+        shape = MatmulShape(11, inner, 48)
+        assert 1 < -(-inner // matmul.depth(shape, target)) < 4
+        check_matmul(shape, target, FULL)
+    shape = MatmulShape(None, 2500, 48)
+    check_matmul(shape, target, FULL, rows=[1, 5, 40])
+
+
+@each_target
+@pytest.mark.parametrize("columns", [48, 50])
+def test_large_b_with_several_blocks_of_rows(columns, target):
+    shape = MatmulShape(23, 1100, columns)
+    check_matmul(shape, dataclasses.replace(target, l2_bytes=64 << 10), FULL)
+
+
 def test_every_candidate_computes_the_same():
     shape, target = MatmulShape(15, 9, 50), resolve("x86-64-v3")
     for schedule in matmul.candidates(shape, target)[::3]:
