@@ -119,7 +119,7 @@ def _report(tuning: Tuning, database: Path, json: bool) -> None:
     if tuning.skipped:
         diagnostics.print(
             f"{len(tuning.skipped)} kernels have sizes that only a call knows and were left out; "
-            "fix them by --input NAME=SHAPE"
+            "--input NAME=SHAPE fixes those of an .onnx file"
         )
 
 

@@ -7,7 +7,7 @@ import shave
 from shave.ir.reader import read
 from tests.api.conftest import call, call_outside
 
-COMMANDS = ["compile", "run", "bench", "inspect", "passes", "explain", "compare", "bisect", "replay", "targets"]
+COMMANDS = ["compile", "tune", "run", "bench", "inspect", "passes", "explain", "compare", "bisect", "replay", "targets"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
