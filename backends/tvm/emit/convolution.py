@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,10 @@ _WIDENED = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class _Arguments:
-    """A convolution's arguments in one form for all operators."""
+    """A convolution's arguments in one form for all operators.
+
+    ``gate`` [1, C, 1 ...] scales the channels of ``x``, where the graph multiplies the two.
+    """
 
     x: fx.Node
     weight: fx.Node
@@ -42,6 +46,7 @@ class _Arguments:
     groups: int
     transposed: bool
     output_padding: tuple[int, ...]
+    gate: fx.Node | None = None
 
 
 def _read(node: fx.Node) -> _Arguments:
@@ -92,6 +97,26 @@ def _with_pad(a: _Arguments) -> _Arguments:
     return replace(a, x=source, padding=tuple(sums))
 
 
+def _with_gate(a: _Arguments) -> _Arguments:
+    """The convolution of ``x * gate`` for one image, where its weights are fewer than the elements of ``x``.
+
+    So the gate of a squeeze and excitation scales the weights, and the map is not written once more.
+    """
+    product = a.x
+    if a.groups > 1 or a.transposed or product.op != "call_function" or op_name(product) != "aten.mul":
+        return a
+    operands = [n for n in product.args if isinstance(n, fx.Node)]
+    whole = product.meta["val"].shape
+    fewer = a.weight.meta["val"].numel() < prod(whole) if whole[0] == 1 else False
+    if len(operands) != 2 or len(product.users) > 1 or not fewer:
+        return a
+    for x, gate in (operands, operands[::-1]):
+        shapes = [n.meta["val"].shape for n in (x, gate)]
+        if shapes == [whole, (*whole[:2], *[1] * len(a.stride))] and x.meta["val"].dtype == gate.meta["val"].dtype:
+            return replace(a, x=x, gate=gate)
+    return a
+
+
 def is_kernel(node: fx.Node) -> bool:
     """Whether a kernel of ours computes a convolution: constant float weights, known extents but for the batch."""
     if op_name(node) not in OPERATORS:
@@ -106,7 +131,7 @@ def is_kernel(node: fx.Node) -> bool:
 @emits(*OPERATORS)
 def _convolution(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
-        return _kernel(emitter, node, _with_pad(_read(node)))
+        return _kernel(emitter, node, _with_gate(_with_pad(_read(node))))
     a = _read(node)
     inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
     shape = emitter.shape(node)
@@ -134,7 +159,8 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
     name = f"{a.weight.target}.{'depthwise' if family is depthwise else 'conv'}"
     name += ".transposed" * a.transposed + ".plain" * plain_input
     source = emitter.plain(a.x) if plain_input else emitter.blocked(a.x)
-    inputs = [emitter.as_float32(node, source), emitter.weights.add(name, family.pack(weight, shape, target))]
+    packed = emitter.weights.add(name, family.pack(weight, shape, target))
+    inputs = [emitter.as_float32(node, source), packed if a.gate is None else _gated(emitter, node, packed, a.gate)]
     first: tuple[Bias, ...] = ()
     if a.bias is not None:
         bias = cast(torch.Tensor, emitter.constant(a.bias)).float().numpy()
@@ -147,6 +173,21 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
         family, shape, region.epilogue(first), inputs, blocked_shape(result, lanes), region.nodes
     )
     return Value(result, dtype, blocked=emitter.from_float32(node, made, dtype))
+
+
+def _gated(emitter: Emitter, node: fx.Node, packed: Any, gate: fx.Node) -> Any:
+    """Packed weights [..., input blocks, *kernel, channels of a block, lanes], input channels times ``gate``."""
+    lanes = emitter.lanes
+
+    def compute(weight: Any, gate: Any) -> Any:
+        def element(o: Any, i: Any, *rest: Any) -> Any:
+            channel = i * weight.shape[-2] + rest[-2]
+            ones = [0] * (len(gate.shape) - 3)
+            return weight(o, i, *rest) * gate(0, channel // lanes, *ones, channel % lanes)
+
+        return te.compute(weight.shape, element, name="gated")
+
+    return emitter.te(node, compute, packed, emitter.as_float32(node, emitter.blocked(gate)))
 
 
 def _expression(emitter: Emitter, node: fx.Node, a: _Arguments, inputs: list[Any], shape: Sequence[Size]) -> Any:

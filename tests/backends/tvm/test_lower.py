@@ -110,6 +110,20 @@ def test_a_pad_ahead_of_convolutions_becomes_their_padding() -> None:
     assert [(k.family, k.nodes) for k in lowered.kernels if k.nodes] == [("conv", ("conv2d",)), ("conv", ("conv2d_1",))]
 
 
+def test_the_gate_of_an_excitation_scales_weights_instead_of_the_map() -> None:
+    class Excited(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate, self.last = (torch.nn.Conv2d(n, 16, 1) for n in (3, 16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return self.last(y * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(y, 1))))
+
+    lowered = lower(trace(Excited().eval(), (torch.zeros(1, 3, 16, 16),)), host())
+    assert not any("mul" in k.nodes for k in lowered.kernels)
+
+
 def test_a_dynamic_batch_stays_dynamic() -> None:
     module = _Residual().eval()
     compiled = Compiled(trace(module, (torch.randn(2, 3, 8, 8),), dynamic_shapes={"x": {0: "batch"}}))

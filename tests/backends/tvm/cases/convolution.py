@@ -27,7 +27,24 @@ def cases() -> list[Case]:
         weights = (floats(20, 3, 1, 1), floats(20, 20 // options.get("groups", 1), 3, 3) * 0.2)
         return Case(f"conv2d behind {name}", call, (floats(2, 3, 9, 8),), weights, tolerance=2e-5)
 
+    def gated(name: str, channels: int, gate: tuple[int, ...], batch: int = 1, size: int = 9) -> Case:
+        """A gate on the channels ahead of a convolution, as in squeeze and excitation."""
+
+        def call(x: Any, g: Any, a: Any, b: Any) -> Any:
+            y = F.conv2d(x, a)
+            return F.conv2d(torch.sigmoid(g) * y, b, padding=1)
+
+        inputs = (floats(batch, 3, size, 7), floats(*gate))
+        weights = (floats(channels, 3, 1, 1), floats(5, channels, 3, 3) * 0.2)
+        return Case(f"conv2d of a gated map, {name}", call, inputs, weights, tolerance=2e-5)
+
     return [
+        gated("whole blocks", 32, (1, 32, 1, 1)),
+        gated("tails", 21, (1, 21, 1, 1)),
+        gated("few channels", 3, (1, 3, 1, 1)),
+        gated("two images", 32, (2, 32, 1, 1), batch=2),
+        gated("a gate on pixels", 32, (1, 1, 9, 7)),
+        gated("more weights than pixels", 32, (1, 32, 1, 1), size=4),
         padded("a pad", 0, 1, 0, 1, stride=2),
         padded("a pad of one axis", 2, 1, padding=1),
         padded("a pad, depthwise", 0, 1, 1, 0, stride=2, groups=20),
