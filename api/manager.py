@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shave.backends.targets import resolve
+from shave.backends.tvm.oracle import cost_oracle
 from shave.passes import manager
 
 if TYPE_CHECKING:
@@ -19,12 +20,16 @@ class PassManager(manager.PassManager):
 
         Args:
             program: What to rewrite.
-            target: What the hardware can do: a :class:`shave.backends.target.Target`, or its name (``cpu``).
-            **given: ``calibration``, ``evaluate``, ``trainer``, ``seed`` and ``progress``, as
+            target: What the hardware can do: a :class:`shave.backends.target.Target`, or its name (``cpu``). The
+                estimates of its kernels are the passes' cost oracle, unless ``oracle`` is given.
+            **given: ``calibration``, ``evaluate``, ``trainer``, ``seed``, ``progress`` and ``oracle``, as
                 :meth:`shave.passes.manager.PassManager.run` takes them.
 
         Raises:
             TargetError: No target has that name.
             PassError: A pass failed. And whatever else :meth:`shave.passes.manager.PassManager.run` raises.
         """
-        return super().run(program, target=resolve(target) if isinstance(target, str) else target, **given)
+        target = resolve(target) if isinstance(target, str) else target
+        if target is not None:
+            given.setdefault("oracle", cost_oracle(target))
+        return super().run(program, target=target, **given)

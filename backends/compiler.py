@@ -15,6 +15,7 @@ from shave.backends.artifact import pack, read_artifact
 from shave.backends.runtime import Artifact, check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
+from shave.backends.tvm.oracle import cost_oracle
 from shave.ir.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -85,7 +86,13 @@ def compile(
         if passes is not None:
             from shave.passes.manager import PassManager
 
-            program = PassManager(passes).run(program, target=target, calibration=calibration, progress=progress)
+            program = PassManager(passes).run(
+                program,
+                target=target,
+                oracle=cost_oracle(target, threads),
+                calibration=calibration,
+                progress=progress,
+            )
 
         from shave.backends.tvm.build import build
         from shave.backends.tvm.cache import default_cache

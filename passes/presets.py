@@ -12,5 +12,5 @@ PRESETS = {
     "simplify": _SIMPLIFY,
     # What `shave.compile` runs unless told otherwise: the same, then operators that stand for kernels of shave's own.
     # Winograd's method comes last, as other passes know nothing of transformed weights.
-    "exact": _SIMPLIFY,
+    "exact": f"{_SIMPLIFY}, winograd",
 }

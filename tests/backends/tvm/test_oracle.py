@@ -1,0 +1,67 @@
+"""The cost oracle against the kernels that it speaks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from shave.backends.targets import resolve
+from shave.backends.tvm.kernels import conv, winograd
+from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.kernels.winograd_shape import WinogradShape
+from shave.backends.tvm.oracle import cost_oracle
+from shave.passes.problems import Conv2d, WinogradConv2d
+
+TARGET = resolve("x86-64-v4")
+
+
+def seconds(family, shape, target=TARGET):
+    return family.seconds(shape, family.default(shape, target), target)
+
+
+@pytest.mark.parametrize(
+    ("problem", "family", "shape"),
+    [
+        (
+            Conv2d(1, 32, 48, 17, 19, (3, 3), (2, 1), (1, 0), (1, 2)),
+            conv,
+            ConvShape(1, 32, 48, (17, 19), (3, 3), (2, 1), ((1, 1), (0, 0)), (1, 2)),
+        ),
+        (
+            Conv2d(None, 3, 32, 24, 24, (3, 3)),
+            conv,
+            ConvShape(None, 3, 32, (24, 24), (3, 3), plain_input=True),
+        ),
+        (
+            WinogradConv2d(None, 32, 48, 17, 19, (2, 1), 4),
+            winograd,
+            WinogradShape(None, 32, 48, (17, 19), (2, 1), 4),
+        ),
+    ],
+    ids=["strided", "first", "winograd"],
+)
+def test_it_asks_the_family_about_its_default(problem, family, shape):
+    oracle = cost_oracle(TARGET)
+    assert oracle(problem) == seconds(family, shape)
+    assert 1e-7 < oracle(problem) < 1e-2
+
+
+def test_threads_share_the_work():
+    problem = Conv2d(1, 64, 64, 56, 56, (3, 3), padding=(1, 1))
+    one, four, by_default = (cost_oracle(TARGET, threads)(problem) for threads in (1, 4, None))
+    assert 2.5 < one / four < 4.5
+    assert by_default == cost_oracle(replace(TARGET, cores=4), None)(problem)
+
+
+def test_winograd_pays_on_wide_layers_and_not_on_narrow_ones():
+    oracle = cost_oracle(TARGET, 1)
+    for channels, pays in ((64, True), (4, False)):
+        sizes = (1, channels, channels, 56, 56)
+        direct = oracle(Conv2d(*sizes, (3, 3), padding=(1, 1)))
+        assert (oracle(WinogradConv2d(*sizes, (1, 1), 4)) < direct) is pays
+
+
+def test_what_it_does_not_know():
+    assert cost_oracle(TARGET)(Conv2d(1, 64, 64, 14, 14, (3, 3), padding=(1, 1), groups=64)) is None
+    assert cost_oracle(resolve("sm_90")) is None
