@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shave.backends.container import ALIGNMENT
-from shave.backends.timing import Timing, interleave
+from shave.backends.timing import Timing
 from shave.backends.tvm import vm
 from shave.backends.tvm.process import Child, answer
 from shave.ir.errors import CompileError
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference of two schedules' results that rounding explains, relative to the largest result."""
 
-SECONDS_PER_SAMPLE = 0.002
+_SHORTEST_SAMPLE = 20e-6
+_FEWEST_ROUNDS, _MOST_ROUNDS = 7, 500
 _LONGEST = 60.0
 _MOST_COPIES = 1024
 
@@ -45,14 +47,23 @@ class Meter:
         self._child = Child(__name__, "serve", "kernel under test")
         self._fixed = {"threads": threads, "pool": weight_bytes}
 
-    def time(self, library: bytes, names: Sequence[str], arguments: Sequence[Argument], rounds: int) -> list[Timing]:
+    def time(self, library: bytes, names: Sequence[str], arguments: Sequence[Argument], seconds: float) -> list[Timing]:
         """Time functions that compute the same, in turns.
+
+        Machines have slow moments that outlast many calls. Turns are short, mostly one call, so that samples of the
+        same round come from the same moment and can be compared one by one.
+
+        Args:
+            library: Code of the functions.
+            names: Their names; results are compared with those of the first.
+            arguments: The tensors of a call, the result last.
+            seconds: Time to spend on each function.
 
         Raises:
             CompileError: A function crashed, took too long, or computes something else than the first one.
         """
         shapes = [[argument.shape, argument.weight] for argument in arguments]
-        fields = {**self._fixed, "names": list(names), "arguments": shapes, "rounds": rounds}
+        fields = {**self._fixed, "names": list(names), "arguments": shapes, "seconds": seconds}
         samples = json.loads(self._child.ask(names[-1], fields, library, timeout=_LONGEST))
         return [Timing(tuple(taken)) for taken in samples]
 
@@ -73,7 +84,7 @@ def serve() -> None:
             stages[key] = _Stage(fields["arguments"], fields["pool"])
         module = vm.load(memoryview(content))
         functions = [module[name] for name in fields["names"]]
-        return json.dumps(stages[key].measure(functions, fields["rounds"])).encode()
+        return json.dumps(stages[key].measure(functions, fields["seconds"])).encode()
 
     answer(handle)
 
@@ -106,23 +117,34 @@ class _Stage:
                     tensors[position] = vm.to_tensor(pool[start : start + sizes[position]].reshape(shape))
             self._sets.append(tensors)
 
-    def measure(self, functions: Sequence[Any], rounds: int) -> list[tuple[float, ...]]:
+    def measure(self, functions: Sequence[Any], seconds: float) -> list[list[float]]:
+        """Seconds per call of each function in each round, after comparing their results."""
         expected = self._result(functions[0])
         for function in functions[1:]:
             _check(self._result(function), expected)
-        callables = {str(number): self._caller(function) for number, function in enumerate(functions)}
-        timings = interleave(callables, rounds=rounds, warmup=2, min_seconds=SECONDS_PER_SAMPLE)
-        return [timing.samples for timing in timings.values()]
+        sets = itertools.cycle(self._sets)  # one for all: no function finds the weights that another just read
+        once = min(self._sample(functions[0], sets, 1) for _ in range(3))
+        repeats = max(1, math.ceil(_SHORTEST_SAMPLE / once))
+        rounds = min(max(round(seconds / (once * repeats)), _FEWEST_ROUNDS), _MOST_ROUNDS)
+        samples: list[list[float]] = [[] for _ in functions]
+        for _ in range(rounds):
+            for function, taken in zip(functions, samples, strict=True):
+                taken.append(self._sample(function, sets, repeats))
+        return samples
+
+    @staticmethod
+    def _sample(function: Any, sets: Iterator[list[Any]], repeats: int) -> float:
+        arguments = list(itertools.islice(sets, repeats))
+        start = time.perf_counter()
+        for tensors in arguments:
+            function(*tensors)
+        return (time.perf_counter() - start) / repeats
 
     def _result(self, function: Any) -> np.ndarray[Any, Any]:
         # What a kernel leaves unwritten is unspecified; it must then be so for all schedules.
         self._output.fill(np.nan)
         function(*self._sets[0])
         return np.array(self._output)
-
-    def _caller(self, function: Any) -> Callable[[], object]:
-        sets = itertools.cycle(self._sets)
-        return lambda: function(*next(sets))
 
 
 def _check(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:

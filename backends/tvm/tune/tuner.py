@@ -7,6 +7,7 @@ only that second measurement counts.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from shave.backends.manifest import Platform
 from shave.backends.runtime import check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
-from shave.backends.timing import Timing
 from shave.backends.tvm.oracle import cost_oracle
 from shave.ir.errors import ArtifactError, CompileError, TargetError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shave.ir.program import Program
     from shave.passes.base import Pass
 
-_SCREENING_ROUNDS, _CONFIRMING_ROUNDS = 7, 25
+_SCREENING_SECONDS, _CONFIRMING_SECONDS = 0.03, 0.15
 _MOST_COPIES_BYTES = 256 << 20
 _BATCH = 8
 
@@ -236,7 +236,7 @@ class _Search:
         defaults = [entry.kernel.family.default(entry.kernel.shape, entry.kernel.target) for entry in kernels]
         library, names = _build([(e.kernel, d) for e, d in zip(kernels, defaults, strict=True)])
         for entry, name in zip(kernels, names, strict=True):
-            (timing,) = self._meter.time(library, [name], entry.arguments, _SCREENING_ROUNDS)
+            (timing,) = self._meter.time(library, [name], entry.arguments, _SCREENING_SECONDS)
             entry.seconds = timing.minimum
             self._tell()
         kernels.sort(key=lambda entry: -entry.calls * entry.seconds)
@@ -268,7 +268,7 @@ class _Search:
                 return
             entry.measured += 1
             if name == names[0]:  # another way to write the default
-                self._keep(entry, schedule, [Timing((entry.seconds,))] * 2)
+                self._keep(entry, schedule, (entry.seconds, entry.seconds))
             else:
                 self._compare(entry, schedule, library, [names[0], name])
             self._tell()
@@ -278,32 +278,36 @@ class _Search:
         from shave.backends.tvm.tune.database import MARGIN
 
         try:
-            times = self._meter.time(library, names, entry.arguments, _SCREENING_ROUNDS)
-            record = self._keep(entry, schedule, times)
+            record = self._keep(entry, schedule, self._time(entry, library, names, _SCREENING_SECONDS))
             if record.ratio * MARGIN > 1 or record.ratio >= entry.ratio:
                 return
-            default, candidate = times = self._meter.time(library, names, entry.arguments, _CONFIRMING_ROUNDS)
-            # Minima can be luck: the middle of the samples must agree.
-            confirmed = candidate.median * MARGIN <= default.median
-            record = self._keep(entry, schedule, times, confirmed=confirmed)
+            times = self._time(entry, library, names, _CONFIRMING_SECONDS)
+            record = self._keep(entry, schedule, times, confirmed=True)
         except CompileError as error:
             self._keep(entry, schedule, error=str(error))
             return
-        if confirmed and record.ratio * MARGIN <= 1 and record.ratio < entry.ratio:
+        if record.ratio * MARGIN <= 1 and record.ratio < entry.ratio:
             entry.schedule, entry.ratio = schedule, record.ratio
+
+    def _time(self, entry: TunedKernel, library: bytes, names: list[str], seconds: float) -> tuple[float, float]:
+        """Seconds of the default and of a candidate. Neither luck nor a slow moment makes the candidate faster."""
+        default, candidate = self._meter.time(library, names, entry.arguments, seconds)
+        rounds = zip(default.samples, candidate.samples, strict=True)
+        ratio = statistics.median(after / before for before, after in rounds)
+        return default.minimum, max(candidate.minimum, default.minimum * ratio)
 
     def _keep(
         self,
         entry: TunedKernel,
         schedule: Any,
-        times: Sequence[Timing] = (),
+        times: tuple[float, float] | tuple[None, None] = (None, None),
         confirmed: bool = False,
         error: str | None = None,
     ) -> Record:
         from shave.backends.tvm.schedules import plain
         from shave.backends.tvm.tune.database import Record, append, machine_of
 
-        default_seconds, seconds = (timing.minimum for timing in times) if times else (None, None)
+        default_seconds, seconds = times
         machine = machine_of(entry.kernel.target)
         fields = (self._threads, plain(schedule), seconds, default_seconds, confirmed, error)
         record = Record(entry.kernel.key, machine, *fields)

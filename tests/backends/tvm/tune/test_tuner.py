@@ -31,7 +31,7 @@ class Pretend:
     def __call__(self, threads: int, weight_bytes: int) -> Pretend:
         return self
 
-    def time(self, library: bytes, names: list[str], arguments: Sequence[Argument], rounds: int) -> list[Timing]:
+    def time(self, library: bytes, names: list[str], arguments: Sequence[Argument], seconds: float) -> list[Timing]:
         self.asked.append(names)
         answer = [1e-3] if len(names) == 1 else self.seconds(len(self.asked))
         return [Timing((seconds,)) for seconds in answer]
