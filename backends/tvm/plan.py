@@ -136,7 +136,7 @@ class _Planner:
         variable, arguments, *given = call.args
         function = self._module[variable]
         assert isinstance(function, PrimFunc)
-        reads = self._value(arguments)
+        reads = [self._value(field) for field in arguments.fields if _is_tensor(field.ty)]
         types = call.ty_args[0]
         result_types = list(types.fields) if isinstance(types, relax.TupleType) else [types]
         writes = [_whole(_Buffer("workspace", 0, self._bytes(of))) for of in result_types]
@@ -146,20 +146,21 @@ class _Planner:
             width = numpy_dtype(str(types.dtype)).itemsize
             (whole,) = reads
             return _View(whole.buffer, whole.offset + int(attributes[PART]) * width, writes[0].size)
-        if JOIN in attributes and fixed and len(reads) > 1:
+        if JOIN in attributes and fixed:
             return self._join(reads, writes[0])
-        argument_types = [argument.ty for argument in arguments.fields]
-        sizes = self._size_arguments(function, [*argument_types, *result_types], given)
+        sizes = self._size_arguments(function, [*arguments.fields, *result_types, *(given[0].values if given else ())])
         self._steps.append((variable.name_hint, reads, writes, sizes))
         return writes if isinstance(types, relax.TupleType) else writes[0]
 
-    def _size_arguments(self, function: PrimFunc, types: Sequence[Any], given: Sequence[Any]) -> list[Size]:
+    def _size_arguments(self, function: PrimFunc, arguments: Sequence[Any]) -> list[Size]:
         """What the sizes of a function are in one call of it, in the order of :func:`size_variables`."""
         known: dict[Any, Any] = {}
-        for parameter, of in zip(function.params, types, strict=False):
-            known |= {p: a for p, a in zip(parameter.ty.shape, _shape(of), strict=True) if isinstance(p, tirx.Var)}
-        if given:
-            known |= dict(zip(function.params[len(types) :], given[0].values, strict=True))
+        for parameter, argument in zip(function.params, arguments, strict=True):
+            of = argument if _is_tensor(argument) else argument.ty
+            if _is_tensor(of):
+                known |= {p: a for p, a in zip(parameter.ty.shape, _shape(of), strict=True) if isinstance(p, tirx.Var)}
+            else:
+                known[parameter] = argument
         return [self._size(known[variable]) for variable in size_variables(function)]
 
     def _bytes(self, of: Any) -> Size:
@@ -238,11 +239,7 @@ class _Planner:
 
 
 def size_variables(function: PrimFunc) -> list[Any]:
-    """The symbolic sizes of a function's tensors, and its parameters that are no tensors, each once.
-
-    Raises:
-        NotStatic: A size that the shape of no tensor tells is no parameter either.
-    """
+    """The symbolic sizes of a function's tensors, and its parameters that are no tensors, each once."""
     found: dict[Any, None] = {}
     for parameter in function.params:
         if hasattr(parameter.ty, "shape"):
@@ -290,7 +287,11 @@ def _fixed(view: _View) -> int:
     return view.size
 
 
+def _is_tensor(of: Any) -> bool:
+    return isinstance(of, relax.TensorType)
+
+
 def _shape(of: Any) -> list[Any]:
-    if not isinstance(of, relax.TensorType) or of.shape is None:
+    if not _is_tensor(of) or of.shape is None:
         raise NotStatic(of)
     return list(of.shape)

@@ -112,6 +112,9 @@ def ffi() -> Any:
     """
     # Threads that move freely are right wherever other work runs beside; who owns the machine may set it to 1.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    # Idle workers look for work that often before they sleep: long enough for the serial kernels of a call (about a
+    # millisecond), not for the rest of the process, whose processors they would hold.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
     spec = find_spec("tvm")
     if spec is None or not spec.submodule_search_locations:
         raise ArtifactError("TVM's runtime is not installed: pip install apache-tvm")

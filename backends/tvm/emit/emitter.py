@@ -256,7 +256,14 @@ class Emitter:
 
     # Emission
 
-    def te(self, node: fx.Node, compute: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    def te(
+        self,
+        node: fx.Node,
+        compute: Callable[..., Any],
+        *inputs: Any,
+        attributes: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> Any:
         """Emit a tensor expression as one call.
 
         Args:
@@ -264,6 +271,7 @@ class Emitter:
             compute: Builds the expression from te tensors (and sizes) in place of ``inputs`` and ``named``. Symbolic
                 sizes must come in by these ways, never by closure: the function gets variables of its own.
             inputs: Relax variables, sizes or lists of them.
+            attributes: Attributes of the function.
             named: The same by name; ``shape`` by convention is the shape of the result.
 
         Returns:
@@ -271,7 +279,9 @@ class Emitter:
         """
         arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in named.items()}
         hint = op_name(node).split(".")[-1].lstrip("_")
-        made = self.builder.emit_te(compute, *inputs, primfunc_name_hint=hint, name_hint=node.name, **arguments)
+        made = self.builder.emit_te(
+            compute, *inputs, primfunc_name_hint=hint, primfunc_attrs=attributes, name_hint=node.name, **arguments
+        )
         self.origins[made.name] = (node.name,)
         return made
 

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import fx
 
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx
-from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.emitter import OPAQUE, Emitter
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.layout import Value
-from shave.backends.tvm.sizes import Size, product, same
+from shave.backends.tvm.plan import JOIN, PART
+from shave.backends.tvm.sizes import Size, is_static, product, same
 
 Index = list[Any]
 
 
-def gather(emitter: Emitter, node: fx.Node, x: fx.Node, source: Callable[..., Index], *sizes: Any) -> Any:
+def gather(
+    emitter: Emitter,
+    node: fx.Node,
+    x: fx.Node,
+    source: Callable[..., Index],
+    *sizes: Any,
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
     """Emit a result whose element at an index is the element of ``x`` at ``source(index, *sizes)``."""
 
     def compute(x: Any, sizes: list[Any], shape: Sequence[Size]) -> Any:
         return te.compute(shape, lambda *index: x(*source(list(index), *sizes)), name="gather")
 
-    return emitter.te(node, compute, emitter.plain(x), list(sizes), shape=emitter.shape(node))
+    return emitter.te(node, compute, emitter.plain(x), list(sizes), attributes=attributes, shape=emitter.shape(node))
+
+
+def in_one_piece(shape: Sequence[Size], axis: int) -> bool:
+    """Whether parts of a tensor along an axis follow each other in memory."""
+    return is_static(shape) and all(size == 1 for size in shape[:axis])
+
+
+def _part(shape: Sequence[Size], axis: int, start: Any) -> Mapping[str, Any] | None:
+    """Attributes of a function that takes a tensor of that shape from ``start`` on: nothing moves, where possible."""
+    if not in_one_piece(shape, axis) or not isinstance(start, int):
+        return None
+    return {PART: start * prod(map(int, shape[axis + 1 :])), "op_pattern": OPAQUE}
 
 
 # Views
@@ -175,7 +196,10 @@ def slice_axis(
         return te.compute(shape, element, name="slice")
 
     whole = isinstance(start, int) and start == 0 and step == 1 and same(shape[axis], emitter.shape(x)[axis])
-    return emitter.plain(x) if whole else emitter.te(node, compute, emitter.plain(x), start, shape=shape)
+    if whole:
+        return emitter.plain(x)
+    attributes = _part(emitter.shape(x), axis, start) if step == 1 else None
+    return emitter.te(node, compute, emitter.plain(x), start, attributes=attributes, shape=shape)
 
 
 def slice_start(start: Any, size: Size) -> Any:
@@ -213,7 +237,10 @@ def _select(emitter: Emitter, node: fx.Node) -> Any:
     axis %= len(size)
     if isinstance(position, int) and position < 0:
         position = size[axis] + position
-    return gather(emitter, node, x, lambda index, p: [*index[:axis], p, *index[axis:]], position)
+    return gather(
+        emitter, node, x, lambda index, p: [*index[:axis], p, *index[axis:]], position,
+        attributes=_part(size, axis, position),
+    )  # fmt: skip
 
 
 @emits(
@@ -244,7 +271,8 @@ def _channels_of_blocked(emitter: Emitter, x: fx.Node, axis: int, start: Any, sh
     def compute(x: Any, shape: Sequence[Size]) -> Any:
         return te.compute(shape, lambda n, c, *rest: x(n, c + first, *rest), name="split")
 
-    part = emitter.te(x, compute, value.blocked, shape=layout.blocked_shape(shape, lanes))
+    attributes = _part(layout.blocked_shape(value.shape, lanes), 1, first)
+    part = emitter.te(x, compute, value.blocked, attributes=attributes, shape=layout.blocked_shape(shape, lanes))
     return Value(tuple(shape), value.dtype, blocked=part)
 
 
@@ -257,7 +285,8 @@ def _unbind(emitter: Emitter, node: fx.Node) -> Any:
         def compute(x: Any, shape: Sequence[Size]) -> Any:
             return te.compute(shape, lambda *index: x(*index[:axis], position, *index[axis:]), name="unbind")
 
-        return emitter.te(node, compute, emitter.plain(x), shape=shape)
+        attributes = _part(emitter.shape(x), axis, position)
+        return emitter.te(node, compute, emitter.plain(x), attributes=attributes, shape=shape)
 
     return [one(i, emitter.sizes.shape(claimed.shape)) for i, claimed in enumerate(node.meta["val"])]
 
@@ -340,7 +369,9 @@ def _join(
 
         return te.compute(shape, element, name="join")
 
-    return emitter.te(node, compute, *pieces, extents=list(extents), shape=shape)
+    movable = in_one_piece(shape, axis) and all(str(piece.ty.dtype) == dtype for piece in pieces)
+    attributes = {JOIN: True, "op_pattern": OPAQUE} if movable else None
+    return emitter.te(node, compute, *pieces, attributes=attributes, extents=list(extents), shape=shape)
 
 
 @emits("aten.stack")
