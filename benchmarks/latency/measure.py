@@ -148,10 +148,13 @@ class Prepared:
         self.program.save(self.folder / "model.pt2")
         self.program.to_onnx(self.folder / "model.onnx")
 
-    def compile(self, engine: str, threads: int, tuned: Path | None) -> None:
-        """Write the artifact of an engine of ours."""
-        options = {} if engine == "shave" else {"tuned": tuned}
-        shave.compile(self.program, threads=threads, **options).save(self.folder / f"{engine}.shave")
+    def compile(self, engine: str, threads: int, tuned: Path | None, progress: Progress = lambda what: None) -> None:
+        """Write the artifact of an engine of ours; ``tuned`` counts for ``shave tuned`` alone."""
+        database = tuned if engine == "shave tuned" else None
+        artifact = shave.compile(
+            self.program, threads=threads, tuned=database, progress=lambda what, done, total: progress(what)
+        )
+        artifact.save(self.folder / f"{engine}.shave")
 
     def __enter__(self) -> Prepared:
         return self
@@ -195,7 +198,7 @@ def measure(
             progress(f"{model}: {name} gets ready")
             try:
                 if name in OURS:
-                    prepared.compile(name, threads, tuned)
+                    prepared.compile(name, threads, tuned, lambda what: progress(f"{model}: {what}"))
                 engine = stack.enter_context(Engine(name, prepared.folder, threads))
                 error = difference(prepared.expected, engine.prepare(limit))
             except Exception as failure:  # whatever stops one engine is no reason to stop the run

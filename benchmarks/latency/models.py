@@ -92,7 +92,8 @@ def _vit_tiny() -> nn.Module:
     import_torchvision()  # before timm does
     import timm
 
-    return timm.create_model("vit_tiny_patch16_224")
+    module: nn.Module = timm.create_model("vit_tiny_patch16_224")
+    return module
 
 
 def _image_model(make: Callable[[], nn.Module]) -> tuple[Program, list[Array]]:
