@@ -27,7 +27,7 @@ def bisect(
 ) -> None:
     """Find the first pass behind which the outputs move, and the first node that does (exit 1 if there is one).
 
-    Example: `shave bisect model.onnx -p "exact, quantize" --tolerance 0.05`
+    Example: `shave bisect model.onnx -p "simplify, quantize" --tolerance 0.05`
     """
     import torch
 

@@ -46,7 +46,7 @@ def compile(
         report(f"read {model.name}", 1, 1)
         if manager.passes:
             batches = load_batches(calibrate, program.signature) if calibrate else None
-            program = manager.run(program, calibration=batches, progress=report)
+            program = manager.run(program, target=target, calibration=batches, progress=report)
         artifact = compile_program(program, target, passes="exact" if exact else None, tuned=tuned, progress=report)
         artifact.save(output)
     cost = program.cost()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from shave.cli.console import print_json, progress, results
 from shave.cli.models import load_batches, read_model
-from shave.cli.options import Inputs, Json, Model, Pipeline
+from shave.cli.options import Inputs, Json, Model, Pipeline, Target
 
 
 def explain(
@@ -22,6 +22,7 @@ def explain(
     ] = None,
     pipeline: Pipeline = "exact",
     calibrate: Annotated[Path | None, typer.Option(help="Samples for passes that need data (.npz).")] = None,
+    target: Target = "cpu",
     inputs: Inputs = [],  # noqa: B006 (typer's form of an option that may be repeated)
     json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def explain(
     program = read_model(model, inputs)
     batches = load_batches(calibrate, program.signature) if calibrate else None
     with progress() as report:
-        program = manager.run(program, calibration=batches, progress=report)
+        program = manager.run(program, target=target, calibration=batches, progress=report)
     if node is None:
         found = [(report.text, report.entries) for report in program.report]
     else:

@@ -60,6 +60,7 @@ class Winograd(Pass):
     def apply(self, program: Program, context: Context) -> Report:
         """See the class."""
         report = Report()
+        order = {node.name: position for position, node in enumerate(program.graph.nodes)}
         choices = self._by_cost(program, context, report)
         measured = samples(program, [choice.layer for choice in choices], context)
         transformed: dict[tuple[fx.Node, int], fx.Node] = {}
@@ -82,6 +83,7 @@ class Winograd(Pass):
                 )
                 _rewrite(program, rewriter, choice.layer, tile, transformed)
                 largest = max(largest, error)
+        report.entries.sort(key=lambda entry: order[entry.node])
         report.metrics["largest_error"] = largest
         return report
 
