@@ -58,7 +58,7 @@ class Lowered:
         signature: That of the program.
         kernels: The calls of functions of the library, in execution order; those inside of branches are left out.
         plan: Which kernel runs when, on which bytes; None if that is only known at run time.
-        costs: The work behind each kernel; none without a plan.
+        costs: The work behind each kernel; none where sizes are only known at run time.
     """
 
     module: Any
@@ -104,7 +104,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     module, names = name_by_content(_with_main(module, len(inputs)))
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)
-    costs = kernel_costs(program, kernels) if plan is not None else ()
+    costs = () if program.dim_names else kernel_costs(program, kernels)
     return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan, costs)
 
 
