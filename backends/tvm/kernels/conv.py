@@ -360,9 +360,6 @@ class _Emitter:
         for q, axis in zip(position, outer, strict=True):
             number = number * axis.extent + q
         rows = prod(axis.extent for axis in outer) if self.schedule.outer == "channels" else 1
-        if rows > 2 and outer[-1].padded:
-            # The first and the last row leave out taps, and with them what they would ask for.
-            rows, number = rows - 2, number - 1
         chunks = self.blocks.input_blocks * prod(self.shape.kernel)
         return Prefetch.of(vectors * self._block_elements, chunks, rows * tiles), number * tiles
 
