@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -72,6 +73,15 @@ def _pooled(emitter: Emitter, node: fx.Node, x: fx.Node, spatial: int, build: Ca
     return Value(shape, dtype, plain=emitter.te(node, compute, emitter.plain(x), shape=shape))
 
 
+def _lowest(dtype: str) -> Any:
+    """What every element is at least as large as."""
+    return tirx.const(-math.inf, dtype) if "float" in dtype else tirx.min_value(dtype)
+
+
+_largest = te.comm_reducer(scalar.maximum, _lowest, name="largest")
+"""A maximum that NaN wins, as in torch."""
+
+
 def _inside(position: Sequence[Any], extents: Sequence[Any]) -> Any:
     return tirx.all(*[tirx.And(p >= 0, p < e) for p, e in zip(position, extents, strict=True)])
 
@@ -109,8 +119,8 @@ def _max_pool(emitter: Emitter, node: fx.Node) -> Any:
             position = window.source(split(index), axes)
             value = load(index, position)
             if padded:
-                value = tirx.if_then_else(_inside(position, extents), value, tirx.min_value(dtype))
-            return te.max(value, axis=axes)
+                value = tirx.if_then_else(_inside(position, extents), value, _lowest(dtype))
+            return _largest(value, axis=axes)
 
         return te.compute(shape, element, name="max_pool")
 
@@ -124,7 +134,7 @@ def _max_pool(emitter: Emitter, node: fx.Node) -> Any:
 
 
 def _max_places(emitter: Emitter, node: fx.Node, x: fx.Node, spatial: int, window: _Window) -> Any:
-    """Flat input position of each maximum: the first one wins."""
+    """Flat input position of each maximum: the first one wins, among NaN the last one, as in torch."""
     dtype = emitter.dtype(x)
     lead = len(emitter.shape(x)) - spatial
     shape = emitter.sizes.shape(node.meta["val"][1].shape)
@@ -135,10 +145,10 @@ def _max_places(emitter: Emitter, node: fx.Node, x: fx.Node, spatial: int, windo
         def value_at(index: Sequence[Any], inside: Sequence[Any]) -> Any:
             position = window.source(index[lead:], inside)
             value = x(*index[:lead], *position)
-            return tirx.if_then_else(_inside(position, extents), value, tirx.min_value(dtype)), position
+            return tirx.if_then_else(_inside(position, extents), value, _lowest(dtype)), position
 
         axes = [te.reduce_axis((0, k), name=f"k{d}") for d, k in enumerate(window.kernel)]
-        best = te.compute(shape, lambda *i: te.max(value_at(i, axes)[0], axis=axes), name="best")
+        best = te.compute(shape, lambda *i: _largest(value_at(i, axes)[0], axis=axes), name="best")
         again = [te.reduce_axis((0, k), name=f"p{d}") for d, k in enumerate(window.kernel)]
 
         def place(*index: Any) -> Any:
@@ -147,9 +157,14 @@ def _max_places(emitter: Emitter, node: fx.Node, x: fx.Node, spatial: int, windo
             for p, extent in zip(position, extents, strict=True):
                 linear = linear * extent + p
             hit = tirx.And(scalar.equal(value, best(*index)), _inside(position, extents))
-            return te.min(tirx.Select(hit, linear, tirx.max_value("int64")), axis=again)
+            found = tirx.Select(hit, linear, tirx.max_value("int64"))
+            if scalar.is_float(value):
+                # Below 0, so that NaN comes first and the last of several ahead of the others.
+                found = tirx.Select(scalar.is_nan(value), -1 - linear, found)
+            return te.min(found, axis=again)
 
-        return te.compute(shape, place, name="place")
+        places = te.compute(shape, place, name="place")
+        return te.compute(shape, lambda *i: tirx.Select(places(*i) < 0, -1 - places(*i), places(*i)), name="index")
 
     return emitter.te(node, compute, emitter.plain(x), shape=shape)
 
@@ -231,8 +246,8 @@ def _adaptive_pool(emitter: Emitter, node: fx.Node) -> Any:
             value = scalar.cast(load(index, position), work)
             if not even:
                 within = tirx.all(*[p < high for (_, high), p in zip(limits, position, strict=True)])
-                value = tirx.if_then_else(within, value, tirx.min_value(dtype) if largest else tirx.const(0, work))
-            return te.max(value, axis=axes) if largest else te.sum(value, axis=axes)
+                value = tirx.if_then_else(within, value, _lowest(dtype) if largest else tirx.const(0, work))
+            return _largest(value, axis=axes) if largest else te.sum(value, axis=axes)
 
         def mean(*index: Any) -> Any:
             size: Any = tirx.const(1, "int64")

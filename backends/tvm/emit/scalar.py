@@ -78,7 +78,8 @@ def maximum(a: Any, b: Any) -> Any:
         return tirx.Or(a, b)
     if not is_float(a):
         return tirx.max(a, b)
-    return tirx.Select(tirx.Or(a > b, is_nan(a)), a, b)
+    # One instruction takes the larger one and b where either is NaN; so only a has to be looked at.
+    return tirx.Select(is_nan(a), a, tirx.Select(a > b, a, b))
 
 
 def minimum(a: Any, b: Any) -> Any:

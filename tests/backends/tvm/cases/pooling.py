@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
-from tests.backends.tvm.cases.values import Case, floats
+from tests.backends.tvm.cases.values import Case, floats, integers
+
+
+def holed(*shape: int) -> torch.Tensor:
+    """Some elements are NaN, and some rows minus infinity."""
+    x = floats(*shape)
+    x[..., 2, 3] = x[..., 4, 4] = x[0, 0, 5, 5] = float("nan")
+    x[:, :, -3:] = -float("inf")
+    return x
 
 
 def cases() -> list[Case]:
@@ -14,6 +23,19 @@ def cases() -> list[Case]:
         Case("max_pool2d ceil", lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), (x,)),
         Case("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 1, 1, dilation=2), (x,)),
         Case("max_pool2d indices", lambda x: F.max_pool2d(x, (2, 3), 2, return_indices=True), (x,)),
+        Case("max_pool2d of NaN", lambda x: F.max_pool2d(x, 3, 2, 1), (holed(2, 20, 9, 10),)),
+        Case("max_pool2d of NaN, plain", lambda x: F.max_pool2d(x, 2, 2), (holed(1, 3, 9, 10),)),
+        Case(
+            "max_pool2d blocked NaN",
+            lambda x, w: F.max_pool2d(F.conv2d(x, w), 3),
+            (holed(1, 3, 9, 10),),
+            (floats(20, 3, 1, 1),),
+        ),
+        Case(
+            "max_pool2d indices of NaN", lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True), (holed(1, 2, 9, 9),)
+        ),
+        Case("max_pool2d int", lambda x: F.max_pool2d(x, 3, 2, 1), (integers(1, 2, 7, 7, dtype=torch.int32),)),
+        Case("adaptive_max_pool2d of NaN", lambda x: F.adaptive_max_pool2d(x, (4, 3)), (holed(1, 2, 9, 10),)),
         Case("max_pool1d", lambda x: F.max_pool1d(x, 3, 2), (line,)),
         Case("max_pool3d", lambda x: F.max_pool3d(x, 2), (cube,)),
         Case("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 2, 1), (x,)),
