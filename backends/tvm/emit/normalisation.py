@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import fx
@@ -16,9 +16,13 @@ from shave.backends.tvm.emit.attention import fused
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, count, moments, reduce_over
 from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.kernels import normalise
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.normalise import NormaliseShape
 from shave.backends.tvm.layout import Value
-from shave.backends.tvm.sizes import Size
+from shave.backends.tvm.sizes import Size, product
 from shave.ir.errors import UnsupportedError
+from shave.ir.ops import op_name
 
 
 @emits("aten.batch_norm", "aten._native_batch_norm_legit_no_training")
@@ -77,6 +81,9 @@ def _layer_norm(emitter: Emitter, node: fx.Node) -> Any:
     rank, normalised = len(emitter.shape(x)), len(arguments["normalized_shape"])
     axes = list(range(rank - normalised, rank))
     epsilon, dtype = arguments["eps"], emitter.dtype(x)
+    made = _rows_kernel(emitter, node, x, normalised, weight, bias, epsilon, centred=True)
+    if made is not None:
+        return _with_statistics(emitter, node, x, axes, epsilon, made)
     work = accumulator(dtype)
     affine = [p for p in (weight, bias) if p is not None]
 
@@ -100,6 +107,47 @@ def _layer_norm(emitter: Emitter, node: fx.Node) -> Any:
 
     result = emitter.te(node, compute, emitter.plain(x), *map(emitter.plain, affine))
     return _with_statistics(emitter, node, x, axes, epsilon, result)
+
+
+def _rows_kernel(
+    emitter: Emitter, node: fx.Node, x: fx.Node, axes: int, weight: Any, bias: Any, epsilon: float, centred: bool
+) -> Any:
+    """One call of the kernel over the last ``axes`` axes of a float32 tensor; None where their extents are dynamic."""
+    shape, dtype = emitter.result(x)
+    columns = product(shape[len(shape) - axes :])
+    if dtype != "float32" or not isinstance(columns, int) or not columns:
+        return None
+    affine = [emitter.reshape(emitter.plain(p), [columns]) for p in (weight, bias) if p is not None]
+    present = {"weight": weight is not None, "bias": bias is not None}
+    source = _channels_first(x) if axes == 1 else None
+    if source is not None and emitter.value(source).blocked is not None:
+        # The channels of each pixel are normalised where they lie: the result is channels-last without a transpose.
+        batch, positions = shape[0], product(shape[1:-1])
+        problem = NormaliseShape(_known(batch), columns, epsilon, centred, **present, positions=_known(positions))
+        blocks = -(-columns // emitter.lanes)
+        seen = emitter.reshape(emitter.blocked(source), [batch, blocks, positions, emitter.lanes])
+        made = emitter.call_kernel(
+            normalise, problem, Epilogue(), [seen, *affine], (batch, positions, columns), (node,)
+        )
+    else:
+        rows = product(shape[: len(shape) - axes])
+        problem = NormaliseShape(_known(rows), columns, epsilon, centred, **present)
+        seen = emitter.reshape(emitter.plain(x), [rows, columns])
+        made = emitter.call_kernel(normalise, problem, Epilogue(), [seen, *affine], (rows, columns), (node,))
+    return emitter.reshape(made, shape)
+
+
+def _channels_first(node: fx.Node) -> fx.Node | None:
+    """What a node brings from channels-first to channels-last."""
+    if op_name(node) != "aten.permute":
+        return None
+    rank = len(node.meta["val"].shape)
+    order = [d % rank for d in cast("list[int]", node.args[1])]
+    return cast(fx.Node, node.args[0]) if rank >= 3 and order == [0, *range(2, rank), 1] else None
+
+
+def _known(size: Size) -> int | None:
+    return size if isinstance(size, int) else None
 
 
 def _inverse_root(squares: Any, total: Any, epsilon: float, work: str) -> Any:
@@ -131,6 +179,9 @@ def _rms_norm(emitter: Emitter, node: fx.Node) -> Any:
     work = accumulator(dtype)
     if epsilon is None:
         epsilon = {"float64": 2.220446049250313e-16}.get(work, 1.1920928955078125e-07)
+    made = _rows_kernel(emitter, node, x, normalised, weight, None, epsilon, centred=False)
+    if made is not None:
+        return _with_statistics(emitter, node, x, axes, epsilon, made)
 
     def compute(x: Any, *gain: Any) -> Any:
         def square(*i: Any) -> Any:
@@ -179,6 +230,14 @@ def _grouped(emitter: Emitter, node: fx.Node, x: fx.Node, weight: Any, bias: Any
     split = (shape[0], groups, size, *shape[2:])
     axes = list(range(2, len(split)))
     affine = [p for p in (weight, bias) if p is not None]
+    columns, rows = product(split[2:]), product(split[:2])
+    if dtype == "float32" and isinstance(columns, int) and columns:
+        problem = NormaliseShape(
+            _known(rows), columns, epsilon, True, weight is not None, bias is not None, 0, groups, size
+        )
+        inputs = [emitter.reshape(emitter.plain(x), [rows, columns]), *map(emitter.plain, affine)]
+        made = emitter.call_kernel(normalise, problem, Epilogue(), inputs, (rows, columns), (node,))
+        return emitter.reshape(made, shape)
 
     def compute(x: Any, *affine_: Any) -> Any:
         given = iter(affine_)

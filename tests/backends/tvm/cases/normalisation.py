@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from tests.backends.tvm.cases.values import Case, floats, positive
 
 
+def _block(x: torch.Tensor, into: torch.Tensor, out: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A block of ConvNeXt: channels-last between two convolutions."""
+    y = F.layer_norm(F.conv2d(x, into).permute(0, 2, 3, 1), (20,), w, b)
+    return F.conv2d(y.permute(0, 3, 1, 2) * w[:, None, None], out)
+
+
 def cases() -> list[Case]:
     x, image = floats(3, 5, 33), floats(2, 20, 5, 6)
     w, b = positive(33), floats(33)
@@ -19,6 +25,13 @@ def cases() -> list[Case]:
         Case("log_softmax", lambda x: x.log_softmax(-1), (x,)),
         Case("layer_norm", lambda x, w, b: F.layer_norm(x, (33,), w, b), (x,), (w, b)),
         Case("layer_norm plain", lambda x: F.layer_norm(x, (5, 33)), (x,)),
+        Case(
+            "layer_norm of channels",
+            _block,
+            (image,),
+            (floats(20, 20, 3, 3), floats(6, 20, 1, 1), c, d),
+            tolerance=2e-5,
+        ),
         Case("rms_norm", lambda x, w: F.rms_norm(x, (33,), w), (x,), (w,)),
         Case("group_norm", lambda x, w, b: F.group_norm(x, 4, w, b), (image,), (c, d)),
         Case("group_norm plain", lambda x: F.group_norm(x, 5), (image,)),
