@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class _Caches(NamedTuple):
 # archspec has no caches. Vendors' optimisation manuals; a name not listed has those of the nearest ancestor that is.
 _CACHES = {
     "x86_64": _Caches(32, 256),
+    "x86_64_v4": _Caches(32, 512),
     "haswell": _Caches(32, 256),
     "skylake_avx512": _Caches(32, 1024),
     "icelake": _Caches(48, 512),
@@ -49,6 +51,9 @@ _CACHES = {
     "a64fx": _Caches(64, 1024),
     "ampere1": _Caches(64, 2048),
 }
+
+# Levels between those of the x86-64 ABI: what is added to which. AVX-512 with its dot product has no level of its own.
+_MORE_LEVELS = {"x86-64-v4-vnni": ("x86-64-v4", frozenset({"avx512_vnni"}))}
 
 _ARMV8 = frozenset({"fp", "asimd", "crc32"})
 _ARMV82 = _ARMV8 | {"atomics", "asimdrdm", "asimdhp", "asimddp", "lrcpc"}
@@ -140,9 +145,17 @@ def _table() -> dict[str, Target]:
 
     found = [target for target in map(_described, TARGETS.values()) if target is not None]
     found += [_target(name, "arm", name, features, caches) for name, (features, caches) in _MORE_ARM.items()]
+    found += [_level(name, *_MORE_LEVELS[name], found) for name in _MORE_LEVELS]
     found.sort(key=lambda target: (target.kind != "x86", target.name))
     found += [_cuda(name, chip) for name, chip in _CUDA.items()]
     return {target.name: target for target in found}
+
+
+def _level(name: str, below: str, more: frozenset[str], known: Sequence[Target]) -> Target:
+    """A level with some more features than one that is known."""
+    base = next(target for target in known if target.name == below)
+    features = base.features | more
+    return replace(base, name=name, features=features, int8_dot=_int8_dot(features))
 
 
 def _described(architecture: Any) -> Target | None:

@@ -14,6 +14,7 @@ from shave.ir.errors import TargetError
         ("x86-64-v2", "x86-64-v2", 4, 16, "none"),
         ("x86-64-v3", "x86-64-v3", 8, 16, "none"),
         ("x86-64-v4", "x86-64-v4", 16, 32, "none"),
+        ("x86-64-v4-vnni", "x86-64-v4", 16, 32, "vnni"),
         ("skylake-avx512", "skylake-avx512", 16, 32, "none"),
         ("cascadelake", "cascadelake", 16, 32, "vnni"),
         ("alderlake", "alderlake", 8, 16, "avx-vnni"),
