@@ -76,10 +76,10 @@ def show(listed: Sequence[Entry], roofline: Roofline | None, *, json: bool) -> N
         print_json({"roofline": roofline and vars(roofline), "seconds": seconds, "limit": limit, "kernels": kernels})
         return
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("kernel", no_wrap=True)
+    table.add_column("kernel", no_wrap=True, overflow="ellipsis")
     table.add_column("computes", no_wrap=True, overflow="ellipsis")
-    for title in ("calls", "time", "limit", "lost", "of limit"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for title, width in (("calls", 5), ("time", 9), ("limit", 9), ("lost", 9), ("of limit", 8)):
+        table.add_column(title, justify="right", min_width=width)  # names give way where the terminal is narrow
     for entry in listed:
         against = _against(entry.limit, entry.seconds, entry.lost)
         table.add_row(entry.name, _computes(entry), str(entry.calls), milliseconds(entry.seconds), *against)
