@@ -247,15 +247,21 @@ def _prelu(emitter: Emitter, node: fx.Node) -> Any:
     """A slope per channel (axis 1), or one for all."""
     x, slope = emitter.arguments(node).values()
     one = emitter.shape(slope) in ((), (1,))
+    value, slopes = emitter.value(x), emitter.plain(slope)
+    blocked, channels = value.only_blocked, value.shape[1] if len(value.shape) > 1 else 1
 
     def compute(x: Any, slope: Any) -> Any:
         def element(*i: Any) -> Any:
-            at = [0] * len(slope.shape) if one else [i[1]]
+            # The lanes of the last block that hold no channel take the last slope.
+            channel = tirx.min(i[1] * emitter.lanes + i[-1], channels - 1) if blocked else i[1] if len(i) > 1 else 0
+            at = [0] * len(slope.shape) if one else [channel]
             return tirx.Select(x(*i) > const(0, x(*i)), x(*i), x(*i) * slope(*at))
 
         return te.compute(x.shape, element, name="prelu")
 
-    return emitter.te(node, compute, emitter.plain(x), emitter.plain(slope))
+    if blocked:
+        return Value(value.shape, value.dtype, blocked=emitter.te(node, compute, value.blocked, slopes))
+    return emitter.te(node, compute, emitter.plain(x), slopes)
 
 
 @pointwise("aten.softshrink")

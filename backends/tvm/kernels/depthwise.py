@@ -55,21 +55,35 @@ def applies(shape: ConvShape) -> bool:
     return shape.groups == shape.in_channels == shape.out_channels and not shape.transposed and not shape.plain_input
 
 
+def _cycles_per_row(shape: ConvShape, pixels: int) -> float:
+    """Estimated cycles for one row of outputs of one channel block."""
+    taps = shape.kernel[-1]
+    # Each tile loads its weights and the pixels that it shares with its neighbours once more.
+    return prod(shape.kernel[:-1]) * sum(
+        int(run.count) * (max(run.size * taps / 2, taps * FMA_LATENCY / 2) + taps + run.size)
+        for run in even_runs(shape.out_spatial[-1], pixels)
+    )
+
+
+def seconds(shape: ConvShape, schedule: DepthwiseSchedule, target: Target) -> float:
+    """Estimated time of a call: arithmetic, or maps that no level 2 cache holds; an unknown batch counts as 1.
+
+    Maps come and go at twice the rate of main memory, as the level 3 cache gave them where this was measured.
+    """
+    blocks = (shape.batch or 1) * ceil_div(shape.in_channels, target.lanes)
+    rows = blocks * prod(shape.out_spatial[:-1])
+    arithmetic = ceil_div(rows, target.cores) * _cycles_per_row(shape, schedule.pixels) / (target.gigahertz * 1e9)
+    maps = blocks * target.vector_bytes * (prod(shape.spatial) + prod(shape.out_spatial)) / target.cores
+    return max(arithmetic, maps / (2 * target.memory_gbytes * 1e9) if maps > target.l2_bytes else 0.0)
+
+
 def candidates(shape: ConvShape, target: Target) -> list[DepthwiseSchedule]:
     """Tile sizes that leave registers for one row of taps and the loaded vectors, best first."""
     taps = min(shape.kernel[-1], UNROLLED_TAPS)
     largest = max(1, min(most_rows(target), target.vector_registers - taps - 2))
-    width = shape.out_spatial[-1]
-
-    def cost(pixels: int) -> float:
-        # Each tile loads its weights and the pixels that it shares with its neighbours once more.
-        return sum(
-            int(run.count) * (max(run.size * taps / 2, taps * FMA_LATENCY / 2) + taps + run.size)
-            for run in even_runs(width, pixels)
-        )
-
-    sizes = sorted(range(1, min(width, largest) + 1), key=lambda pixels: (cost(pixels), pixels))
-    return [DepthwiseSchedule(pixels) for pixels in sizes[:6]]
+    sizes = range(1, min(shape.out_spatial[-1], largest) + 1)
+    best = sorted(sizes, key=lambda pixels: (_cycles_per_row(shape, pixels), pixels))
+    return [DepthwiseSchedule(pixels) for pixels in best[:6]]
 
 
 def default(shape: ConvShape, target: Target) -> DepthwiseSchedule:

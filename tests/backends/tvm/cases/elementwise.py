@@ -158,6 +158,12 @@ def cases() -> list[Case]:
         Case("where scalar", lambda c, a: torch.where(c, a, 0.0), (x > 0, x)),
         Case("masked_fill", lambda a, m: a.masked_fill(m, -1e9), (x, x > 0)),
         Case("prelu", F.prelu, (floats(2, 5, 4),), (positive(5),)),
+        Case(
+            "prelu of a convolution",
+            lambda x, w, slope: F.prelu(F.conv2d(x, w), slope),
+            (floats(2, 3, 5, 4),),
+            (floats(21, 3, 1, 1), positive(21)),
+        ),
         Case("prelu one", F.prelu, (floats(2, 5, 4),), (positive(1),)),
         Case("threshold", lambda x: F.threshold(x, 0.1, 20.0), (x,)),
         Case("glu", lambda x: F.glu(x, 1), (floats(2, 6, 5),)),

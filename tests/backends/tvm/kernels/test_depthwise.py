@@ -46,6 +46,23 @@ def test_every_candidate_computes_the_same(target):
 
 
 @pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride", "measured"),
+    [
+        (384, 14, 3, 1, 15e-6),
+        (144, 56, 3, 1, 145e-6),
+        (96, 112, 3, 2, 227e-6),
+        (240, 28, 5, 1, 70e-6),
+        (96, 56, 7, 1, 196e-6),
+    ],
+)
+def test_estimates_are_close_to_what_was_measured(channels, size, kernel, stride, measured):
+    half = kernel // 2
+    known = shape(channels, (size, size), (kernel, kernel), (stride, stride), ((half, half), (half, half)))
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1, l2_bytes=2 << 20)
+    assert measured / 1.6 < depthwise.seconds(known, depthwise.default(known, target), target) < measured * 1.6
+
+
+@pytest.mark.parametrize(
     "other", [{"groups": 4}, {"transposed": True}, {"plain_input": True}, {"out_channels": 64, "groups": 32}]
 )
 def test_applies_to_one_filter_per_channel_only(other):
