@@ -16,6 +16,7 @@ from torch._decomp import core_aten_decompositions
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from shave.backends.tvm.compose import compose
 from shave.backends.tvm.emit.registry import emitter_of
 from shave.backends.tvm.recurrent import DECOMPOSITIONS
 from shave.ir.ops import Trait, has_trait, op_name
@@ -37,6 +38,7 @@ def legalise(program: Program) -> Program:
     program = program.clone()
     with program.rewrite("legalise") as rewriter:
         _drop_checks(program, rewriter)
+        compose(program, rewriter)
         for _ in range(_ROUNDS):
             _fold(program, rewriter)
             if not _decompose(program, rewriter):
