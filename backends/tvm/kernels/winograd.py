@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -29,75 +31,116 @@ from shave.backends.tvm.adapter import IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels import conv
 from shave.backends.tvm.kernels.base import Array, ceil_div, even_runs
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.register_tile import cycles_per_step, cycles_per_tile, fits
+from shave.backends.tvm.kernels.register_tile import cycles_per_step, cycles_per_tile, fits, most_rows
 from shave.backends.tvm.kernels.winograd_phases import Phases
 from shave.backends.tvm.kernels.winograd_shape import TAPS, WinogradSchedule, WinogradShape
 from shave.ir.winograd import restore_weight, transform_weight
 
-GATHER_CYCLES = 7.0
-"""Cycles per vector of a transformed tile of the image: transform, store to the level 2 cache."""
-SCATTER_CYCLES = 5.0
-"""Cycles per vector of products: load from the level 2 cache, transform, epilogue."""
-EXPAND_CYCLES = 4.2
+MAX_VECTORS = 6
+GATHER_CYCLES = 7.5
+"""Cycles per vector of factors: load from the level 2 cache, transform, store there."""
+SCATTER_CYCLES = 5.5
+"""Cycles per vector of products: the same, and the epilogue."""
+EXPAND_CYCLES = 4.5
 """Cycles per vector of transformed weights."""
+CACHE_SPEED = 3.0
+"""How many times as fast as main memory the level 3 cache is read, while arithmetic goes on."""
 
 
-def _cycles(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> float:
-    """Estimated cycles of the busiest core for one call."""
+@dataclass(frozen=True)
+class _Work:
+    """What a call has to do, in all.
+
+    Attributes:
+        cycles: Arithmetic, and moving what is in the level 2 cache.
+        cached: Bytes between the levels 2 and 3.
+        memory: Bytes from and to main memory.
+    """
+
+    cycles: float
+    cached: float
+    memory: float
+
+
+def _transforms(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> _Work:
+    """The image to factors and products to the image; weights to their transform."""
     elements = (shape.tile + TAPS - 1) ** 2
-    in_blocks, out_blocks = ceil_div(shape.in_channels, target.lanes), ceil_div(shape.out_channels, target.lanes)
-    tiles = (shape.batch or 1) * shape.grid[0] * shape.grid[1]
+    tiles, in_blocks, out_blocks, blocks = _extents(shape, schedule, target)
+    images = elements * tiles * (GATHER_CYCLES * in_blocks + SCATTER_CYCLES * out_blocks)
+    # What is written is read first.
+    pixels = [in_blocks * prod(shape.spatial), 2 * out_blocks * prod(shape.out_spatial)]
+    moved = target.vector_bytes * (shape.batch or 1) * sum(pixels)
+    weights = elements * shape.in_channels * out_blocks
+    expanded = 2 * weights * target.vector_bytes
+    read = TAPS * TAPS * shape.in_channels * out_blocks * target.vector_bytes
+    if schedule.order == "channels":
+        return _Work(images + EXPAND_CYCLES * weights * blocks, moved + read * (blocks - 1), read)
+    fits_cache = expanded <= 2 * target.l2_bytes
+    return _Work(images + EXPAND_CYCLES * weights, moved, read + expanded * (not fits_cache))
+
+
+def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> _Work:
+    elements = (shape.tile + TAPS - 1) ** 2
+    tiles, in_blocks, out_blocks, blocks = _extents(shape, schedule, target)
     groups = even_runs(out_blocks, schedule.vectors)
-    count = sum(int(run.count) for run in groups)
-    blocks = ceil_div(tiles, schedule.rows * schedule.block)
-    slices = ceil_div(in_blocks, schedule.depth)
-    register_tiles = ceil_div(tiles, schedule.rows)
-    gather = GATHER_CYCLES * elements * tiles * in_blocks
-    scatter = SCATTER_CYCLES * elements * tiles * out_blocks
-    expand = EXPAND_CYCLES * elements * shape.in_channels * out_blocks
-    multiply = sum(
+    depth = schedule.depth if schedule.order == "channels" else in_blocks
+    slices = ceil_div(in_blocks, depth)
+    cycles = sum(
         int(run.count)
         * (
             shape.in_channels * cycles_per_step(schedule.rows, run.size)
+            # Sums over slices are loaded and stored again.
             + slices * cycles_per_tile(schedule.rows, run.size) * (1 + (slices > 1))
         )
         for run in groups
     )
-    multiply *= elements * register_tiles
-    if schedule.split == "tiles":
-        shared = ceil_div(blocks, target.cores) / blocks
-        work = (gather + scatter + multiply) * shared
+    factors = elements * in_blocks * schedule.rows * schedule.block * target.vector_bytes
+    weights = elements * shape.in_channels * out_blocks * target.vector_bytes
+    if schedule.order == "channels":
+        again = factors * blocks * sum(int(run.count) for run in groups) * (factors > target.l2_bytes // 2)
     else:
-        work = gather / target.cores + (scatter + multiply) * ceil_div(count, target.cores) / count
-    if schedule.expand == "once":
-        return work + expand / target.cores
-    return work + expand * blocks * (shared if schedule.split == "tiles" else 1 / target.cores)
+        in_cache = weights + factors + factors * out_blocks / in_blocks <= target.l2_bytes
+        again = blocks * weights * (not in_cache) + 2 * blocks * factors * (factors > target.l2_bytes // 2)
+    return _Work(elements * ceil_div(tiles, schedule.rows) * cycles, again, 0)
+
+
+def _extents(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> tuple[int, int, int, int]:
+    """Tiles of the batch, blocks of input and output channels, blocks of tiles."""
+    tiles = (shape.batch or 1) * prod(shape.grid)
+    in_blocks, out_blocks = ceil_div(shape.in_channels, target.lanes), ceil_div(shape.out_channels, target.lanes)
+    return tiles, in_blocks, out_blocks, ceil_div(tiles, schedule.rows * schedule.block)
 
 
 def seconds(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> float:
     """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
-    weights = 4 * TAPS * TAPS * shape.in_channels * ceil_div(shape.out_channels, target.lanes) * target.lanes
-    memory = weights / target.cores / (target.memory_gbytes * 1e9)
-    return _cycles(shape, schedule, target) / (target.gigahertz * 1e9) + memory
+    _, _, out_blocks, blocks = _extents(shape, schedule, target)
+    parts = [_transforms(shape, schedule, target), _products(shape, schedule, target)]
+    cycles, cached, memory = (float(sum(values)) for values in zip(*map(astuple, parts), strict=True))
+    units = blocks if schedule.order == "elements" else ceil_div(out_blocks, schedule.vectors)
+    imbalance = ceil_div(units, target.cores) * target.cores / units
+    bandwidth = target.memory_gbytes * 1e9
+    arithmetic = imbalance * cycles / (target.gigahertz * 1e9)
+    return (arithmetic + cached / (CACHE_SPEED * bandwidth) + memory / bandwidth) / target.cores
 
 
 def candidates(shape: WinogradShape, target: Target) -> list[WinogradSchedule]:
     """The dozen best by the analytic model, best first."""
     elements = (shape.tile + TAPS - 1) ** 2
     in_blocks, out_blocks = ceil_div(shape.in_channels, target.lanes), ceil_div(shape.out_channels, target.lanes)
-    tiles = (shape.batch or 1) * shape.grid[0] * shape.grid[1]
+    tiles = (shape.batch or 1) * prod(shape.grid)
+    most = min(tiles, most_rows(target))
     found = []
-    for rows, vectors in itertools.product(range(1, min(tiles, 15) + 1), range(1, min(out_blocks, 6) + 1)):
+    for rows, vectors in itertools.product(range(1, most + 1), range(1, min(out_blocks, MAX_VECTORS) + 1)):
         if not fits(rows, vectors, target):
             continue
-        factor = elements * in_blocks * target.vector_bytes
         largest = ceil_div(tiles, rows)
-        block = max(1, min(largest, target.l2_bytes // 2 // (factor * rows)))
+        sizes = [min(largest, size) for size in (1, 2, 4, 8)]
+        found += [WinogradSchedule(rows, vectors, block, "elements", in_blocks) for block in sizes]
         weight = elements * target.lanes * vectors * target.vector_bytes
         depth = max(1, min(in_blocks, target.l2_bytes // 4 // weight))
-        found.append(WinogradSchedule(rows, vectors, block, depth, "tiles", "once"))
-        found.append(WinogradSchedule(rows, vectors, largest, depth, "channels", "block"))
-    return sorted(found, key=lambda s: seconds(shape, s, target))[:12]
+        sizes = [ceil_div(largest, blocks) for blocks in (1, 2, 3)]
+        found += [WinogradSchedule(rows, vectors, block, "channels", depth) for block in sizes]
+    return sorted(dict.fromkeys(found), key=lambda s: seconds(shape, s, target))[:12]
 
 
 def default(shape: WinogradShape, target: Target) -> WinogradSchedule:

@@ -57,14 +57,14 @@ class Phases:
         self.elements = self.size**2
         self.in_blocks = ceil_div(shape.in_channels, self.lanes)
         self.out_blocks = ceil_div(shape.out_channels, self.lanes)
-        self.depth = min(schedule.depth, self.in_blocks)
+        self.depth = self.in_blocks if schedule.order == "elements" else min(schedule.depth, self.in_blocks)
         self.slices = ceil_div(self.in_blocks, self.depth)
         self.batch = extent(shape.batch)
         self.tiles = shape.grid[0] * shape.grid[1] * self.batch
         self.block_tiles = schedule.rows * schedule.block
         # An odd number of vectors from one element to the next, so that the elements of a tile fall into different
         # sets of the caches.
-        self.factor_step = (self.block_tiles * self.in_blocks | 1) * self.lanes
+        self.factor_step = (self.block_tiles * self.depth | 1) * self.lanes
         self.product_step = self.elements | 1
         outputs = (self.batch, self.out_blocks, *shape.out_spatial, self.lanes)
         self.x: Any = tensor("x", (self.batch, self.in_blocks, *shape.spatial, self.lanes))
@@ -82,36 +82,73 @@ class Phases:
             self.operands = [Flat(operand) for operand in self.operands]
             runs = even_runs(self.out_blocks, self.schedule.vectors)
             groups = sum(int(run.count) for run in runs)
-            expanded = None
-            if self.schedule.expand == "once":
-                expanded = _scratch(self._weight_base(self.out_blocks, 0, 0) // self.lanes, self.lanes)
-
-                def expand(first: int | Expr, run: Run) -> None:
-                    with loop(self.slices) as part:
-                        (base,) = bind(self._weight_base(first, part, run.size))
-                        self._expand(expanded, base, first, part, run.size)
-
-                with T.parallel(0, groups) as group:
-                    for_tile(group, runs, expand)
             blocks = quotient(self.tiles + (self.block_tiles - 1), self.block_tiles)
-            if self.schedule.split == "tiles":
-                with T.parallel(0, blocks) as block:
-                    first, count = self._members(block)
-                    factors = _scratch(self.elements * self.factor_step // self.lanes, self.lanes)
-                    with T.serial(0, count) as t:
-                        self._gather(factors, first, t)
-                    self._clear(factors, count)
-                    with loop(groups) as group:
-                        for_tile(group, runs, lambda o, run: self._channels(factors, expanded, first, count, o, run))
+            if self.schedule.order == "elements":
+                self._by_elements(runs, groups, blocks)
             else:
-                factors = _scratch(self.elements * self.factor_step // self.lanes, self.lanes)
-                with loop(blocks) as block:
-                    first, count = self._members(block)
-                    with T.parallel(0, count) as t:
-                        self._gather(factors, first, t)
-                    self._clear(factors, count)
-                    with T.parallel(0, groups) as group:
-                        for_tile(group, runs, lambda o, run: self._channels(factors, expanded, first, count, o, run))
+                self._by_channels(runs, groups, blocks)
+
+    def _by_elements(self, runs: list[Run], groups: int, blocks: int | Expr) -> None:
+        """All weights transformed first; then each thread takes blocks of tiles, in them one element at a time."""
+        inputs = self.shape.in_channels
+        weight_step = (self.out_blocks * inputs | 1) * self.lanes
+        weights = _scratch(self.elements * weight_step // self.lanes, self.lanes)
+        with T.parallel(0, groups) as group:
+            for_tile(
+                group,
+                runs,
+                lambda out, run: self._expand(weights, out * (inputs * self.lanes), weight_step, out, 0, run.size),
+            )
+        with T.parallel(0, blocks) as block:
+            first, count = self._members(block)
+            factors = self._factors()
+            products = _scratch(self.out_blocks * self.block_tiles * self.product_step, self.lanes)
+            # One plane of the image after the other, along its rows, as the hardware's prefetch foresees.
+            with loop(self.in_blocks) as b, T.serial(0, count) as t:
+                self._gather(factors, first, t, b)
+            self._clear(factors, count)
+            with T.serial(0, self.elements) as element, loop(groups) as group:
+
+                def multiply(out: int | Expr, run: Run) -> None:
+                    (base,) = bind(element * weight_step + out * (inputs * self.lanes))
+                    with loop(self._register_tiles(count)) as tile:
+                        self._multiply(factors, weights, products, element, base, 0, tile, run.size, out)
+
+                for_tile(group, runs, multiply)
+            self._scatter_all(products, first, count, 0, self.out_blocks)
+
+    def _by_channels(self, runs: list[Run], groups: int, blocks: int | Expr) -> None:
+        """One block of tiles after the other; each thread takes output channels, and transforms their weights."""
+        factors = self._factors()
+        with loop(blocks) as block:
+            first, count = self._members(block)
+            with T.parallel(0, count) as t, loop(self.in_blocks) as b:
+                self._gather(factors, first, t, b)
+            self._clear(factors, count)
+            with T.parallel(0, groups) as group:
+                for_tile(group, runs, lambda out, run: self._channels(factors, first, count, out, run.size))
+
+    def _channels(self, factors: Flat, first: int | Expr, count: int | Expr, out: int | Expr, vectors: int) -> None:
+        """Multiply and scatter ``vectors`` blocks of output channels from ``out`` on, for all tiles of the block."""
+        # An odd number of vectors per element, as for factors, but for the factor ``vectors``.
+        weight_step = vectors * (self.depth * self.lanes + 1) * self.lanes
+        weights = _scratch(self.elements * weight_step // self.lanes, self.lanes)
+        products = _scratch(vectors * self.block_tiles * self.product_step, self.lanes)
+        with loop(self.slices) as part:
+            self._expand(weights, 0, weight_step, out, part, vectors)
+            with T.serial(0, self.elements) as element:
+                (base,) = bind(element * weight_step)
+                with loop(self._register_tiles(count)) as tile:
+                    self._multiply(factors, weights, products, element, base, part, tile, vectors, 0)
+        self._scatter_all(products, first, count, out, vectors)
+
+    def _register_tiles(self, count: int | Expr) -> int | Expr:
+        """How many hold ``count`` tiles."""
+        return quotient(count + (self.schedule.rows - 1), self.schedule.rows)
+
+    def _factors(self) -> Flat:
+        """Memory for the factors of a block of tiles."""
+        return _scratch(self.slices * self.elements * self.factor_step // self.lanes, self.lanes)
 
     def _members(self, block: int | Expr) -> list[int | Expr]:
         """Number of the first tile of a block, and how many it has."""
@@ -129,62 +166,67 @@ class Phases:
 
     # Phase 1: the image to factors
 
-    def _gather(self, factors: Flat, first: int | Expr, t: int | Expr) -> None:
-        """All input channels of tile ``t`` of the block that starts with tile ``first``."""
+    def _gather(self, factors: Flat, first: int | Expr, t: int | Expr, b: int | Expr) -> None:
+        """Input channel block ``b`` of tile ``t`` of the block that starts with tile ``first``."""
         lanes, size, tile = self.lanes, self.size, self.shape.tile
         (height, width), (top, left) = self.shape.spatial, self.shape.padding
         place = self._place(first + t)
         y, x = bind(place.row * tile - top, place.column * tile - left)
+        source, goal = bind(
+            (((place.image * self.in_blocks + b) * height + y) * width + x) * lanes,
+            self._factor_row(t) + self._factor_block(b),
+        )
         scratch = _scratch(self.elements, lanes)
-        target = offset(
-            (self.in_blocks, self.schedule.rows, lanes),
-            quotient(t, self.schedule.rows), 0, remainder(t, self.schedule.rows), 0,
-        )  # fmt: skip
 
-        def blocks(load: Any) -> None:
-            with loop(self.in_blocks) as b:
-                source, goal = bind(
-                    (((place.image * self.in_blocks + b) * height + y) * width + x) * lanes,
-                    target + b * (self.schedule.rows * lanes),
-                )
+        def image(row: int | Expr, column: Expr) -> Expr:
+            return self.x.load(source + (row * width + column) * lanes, lanes)
 
-                def store(row: Expr, values: list[Expr]) -> None:
-                    (base,) = bind(goal + row * (size * self.factor_step))
-                    for column, value in enumerate(values):
-                        factors.store(base + column * self.factor_step, value, lanes)
+        def store(row: Expr, values: list[Expr]) -> None:
+            (base,) = bind(goal + row * (size * self.factor_step))
+            for column, value in enumerate(values):
+                factors.store(base + column * self.factor_step, value, lanes)
 
-                transform(self.matrices.BT, load(source), store, scratch, lanes)
-
-        def inside(source: int | Expr) -> Any:
-            return lambda row, column: self.x.load(source + (row * width + column) * lanes, lanes)
+        def inside() -> None:
+            transform(self.matrices.BT, image, store, scratch, lanes)
 
         def border() -> None:
-            rows = bind(T.max(0, 0 - y), T.min(size, height - y))
-            columns = bind(T.max(0, 0 - x), T.min(size, width - x))
             patch = _scratch(self.elements, lanes)
             with T.serial(0, self.elements) as element:
                 patch.store(element * lanes, T.broadcast(T.float32(0), lanes), lanes)
-
-            def copied(source: int | Expr) -> Any:
-                with T.serial(rows[0], rows[1]) as row, T.serial(columns[0], columns[1]) as column:
-                    value = self.x.load(source + (row * width + column) * lanes, lanes)
-                    patch.store((row * size + column) * lanes, value, lanes)
-                return lambda row, column: patch.load((row * size + column) * lanes, lanes)
-
-            blocks(copied)
+            rows = bind(T.max(0, 0 - y), T.min(size, height - y))
+            columns = bind(T.max(0, 0 - x), T.min(size, width - x))
+            with T.serial(*rows) as row, T.serial(*columns) as column:
+                patch.store((row * size + column) * lanes, image(row, column), lanes)
+            transform(
+                self.matrices.BT,
+                lambda row, column: patch.load((row * size + column) * lanes, lanes),
+                store,
+                scratch,
+                lanes,
+            )
 
         axes = zip(self.shape.grid, self.shape.spatial, self.shape.padding, strict=True)
         kinds = [{self._is_inside(q, extent, pad) for q in range(count)} for count, extent, pad in axes]
         if all(kind == {True} for kind in kinds):
-            blocks(inside)
+            inside()
         elif any(kind == {False} for kind in kinds):
             border()
         else:
             with T.If(tirx.all(y >= 0, x >= 0, y + size <= height, x + size <= width)):
                 with T.Then():
-                    blocks(inside)
+                    inside()
                 with T.Else():
                     border()
+
+    def _factor_row(self, t: int | Expr) -> int | Expr:
+        """Where the factors of a tile begin: [slice, element, register tile, block of the slice, row, lanes]."""
+        rows = self.schedule.rows
+        return offset((self.depth, rows, self.lanes), quotient(t, rows), 0, remainder(t, rows), 0)
+
+    def _factor_block(self, b: int | Expr) -> int | Expr:
+        """From there to an input channel block."""
+        inside = remainder(b, self.depth) * (self.schedule.rows * self.lanes)
+        return quotient(b, self.depth) * (self.elements * self.factor_step) + inside
 
     def _is_inside(self, position: int, size: int, padding: int) -> bool:
         """Whether no input of a tile lies in the padding, along one axis."""
@@ -198,9 +240,9 @@ class Phases:
             return
         with T.serial(0, quotient(count + (rows - 1), rows) * rows - count) as missing:
             t = count + missing
-            base = offset((self.in_blocks, rows, lanes), quotient(t, rows), 0, remainder(t, rows), 0)
+            base = self._factor_row(t)
             with T.serial(0, self.elements) as element, loop(self.in_blocks) as b:
-                at = base + (element * self.factor_step + b * (rows * lanes))
+                at = base + (element * self.factor_step + self._factor_block(b))
                 factors.store(at, T.broadcast(T.float32(0), lanes), lanes)
 
     # Phase 2: products
@@ -212,16 +254,13 @@ class Phases:
             return [*bind(number * depth), depth]
         return bind(number * depth, T.min(depth, inputs - number * depth))
 
-    def _weight_base(self, first: int | Expr, part: int | Expr, vectors: int) -> int | Expr:
-        """Where the transformed weights of a slice begin in the memory for all weights."""
-        return (first * self.slices + part * vectors) * (self.elements * self._weight_step(1))
+    def _expand(
+        self, weights: Flat, base: int | Expr, step: int, first: int | Expr, part: int | Expr, vectors: int
+    ) -> None:
+        """Transform one slice of the weights of the output blocks from ``first`` on: [element, in, vectors, lanes].
 
-    def _weight_step(self, vectors: int) -> int:
-        """From one element of the transformed weights to the next; odd in vectors as that of factors is."""
-        return vectors * (self.depth * self.lanes + 1) * self.lanes
-
-    def _expand(self, weights: Flat, base: int | Expr, first: int | Expr, part: int | Expr, vectors: int) -> None:
-        """Transform one slice of the weights of the output blocks from ``first`` on: [element, in, vectors, lanes]."""
+        They go to ``base``; from one element to the next it is ``step``.
+        """
         lanes = self.lanes
         scratch = _scratch(self.size * TAPS, lanes)
         start, count = self._slice(part)
@@ -234,35 +273,11 @@ class Phases:
                     return self.weight.load(source + (row * TAPS + column) * lanes, lanes)
 
                 def store(row: Expr, values: list[Expr], goal: int | Expr = goal) -> None:
-                    step = self._weight_step(vectors)
                     (base,) = bind(goal + row * (self.size * step))
                     for column, value in enumerate(values):
                         weights.store(base + column * step, value, lanes)
 
                 transform(self.matrices.G, load, store, scratch, lanes)
-
-    def _channels(
-        self, factors: Flat, expanded: Flat | None, first: int | Expr, count: int | Expr, out: int | Expr, run: Run
-    ) -> None:
-        """Multiply and scatter ``run.size`` blocks of output channels from ``out`` on, for all tiles of the block."""
-        lanes, vectors = self.lanes, run.size
-        products = _scratch(vectors * self.block_tiles * self.product_step, lanes)
-        weights = expanded or _scratch(self.elements * self._weight_step(vectors) // lanes, lanes)
-        with loop(self.slices) as part:
-            base: int | Expr = 0
-            if expanded is None:
-                self._expand(weights, base, out, part, vectors)
-            else:
-                (base,) = bind(self._weight_base(out, part, vectors))
-            with T.serial(0, self.elements) as element:
-                (at,) = bind(base + element * self._weight_step(vectors))
-                with loop(quotient(count + (self.schedule.rows - 1), self.schedule.rows)) as tile:
-                    self._multiply(factors, weights, products, element, at, part, tile, vectors)
-        scratch = _scratch(self.size * self.shape.tile, lanes)
-        with T.serial(0, count) as t:
-            place = self._place(first + t)
-            with loop(vectors) as v:
-                self._scatter(products, scratch, place, offset((self.block_tiles,), v, t), out + v)
 
     def _multiply(
         self,
@@ -274,12 +289,16 @@ class Phases:
         part: int | Expr,
         tile: int | Expr,
         vectors: int,
+        out: int | Expr,
     ) -> None:
-        """Add the products of one slice of channels for one register tile of one element."""
+        """Add the products of one slice of channels for one register tile of one element.
+
+        ``out`` counts the output blocks of which ``products`` holds those ahead.
+        """
         lanes, rows = self.lanes, self.schedule.rows
         accumulators = RegisterTile(rows, vectors, lanes)
-        block = tile * self.in_blocks + part * self.depth
-        (source,) = bind(element * self.factor_step + block * (rows * lanes))
+        panel = self.depth * rows * lanes
+        (source,) = bind((part * self.elements + element) * self.factor_step + tile * panel)
 
         def add(done: int | Expr, count: int | Expr) -> None:
             factor, weight = bind(source + done * (rows * lanes), base + done * (lanes * vectors * lanes))
@@ -303,7 +322,7 @@ class Phases:
             with only_if(self.slices == 1 or part == self.slices - 1):
                 add(full - part * self.depth, rest)
 
-        (goal,) = bind((tile * (rows * self.product_step) + element) * lanes)
+        (goal,) = bind(((out * self.block_tiles + tile * rows) * self.product_step + element) * lanes)
 
         def at(row: int | Expr, part: Part) -> int | Expr:
             return goal + (part.vector * self.block_tiles + row) * (self.product_step * lanes)
@@ -324,6 +343,12 @@ class Phases:
                 accumulators.finish(Epilogue((Residual(),)), load, store)
 
     # Phase 3: products to the image
+
+    def _scatter_all(self, products: Flat, first: int | Expr, count: int | Expr, out: int | Expr, vectors: int) -> None:
+        """All tiles of a block for the output blocks from ``out`` on."""
+        scratch = _scratch(self.size * self.shape.tile, self.lanes)
+        with loop(vectors) as v, T.serial(0, count) as t:
+            self._scatter(products, scratch, self._place(first + t), offset((self.block_tiles,), v, t), out + v)
 
     def _scatter(self, products: Flat, scratch: Flat, place: _Place, number: int | Expr, block: int | Expr) -> None:
         """One tile of output block ``block``; its products are the ``number``-th of the scratch memory."""

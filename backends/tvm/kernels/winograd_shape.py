@@ -58,14 +58,14 @@ class WinogradSchedule:
         rows: Tiles of the image in a register tile.
         vectors: Largest number of output channel blocks in a register tile.
         block: Register tiles along the tiles of the image that go through the phases together.
-        depth: Input channel blocks of a slice, whose transformed weights are in cache at a time.
-        split: What the threads share: ``tiles``, each a block of its own, or ``channels`` of the output of one block.
-        expand: When weights are transformed: ``once`` per call, or anew in each ``block``.
+        order: ``elements``: threads share blocks of tiles, and one element after the other is multiplied for all
+            channels, by weights transformed once per call. ``channels``: threads share the output channels of a block,
+            and transform their weights anew in each block, which must have many tiles to be worth it.
+        depth: Input channel blocks whose transformed weights are in cache at a time, by ``channels`` only.
     """
 
     rows: int
     vectors: int
     block: int
+    order: Literal["elements", "channels"]
     depth: int
-    split: Literal["tiles", "channels"]
-    expand: Literal["once", "block"]
