@@ -16,7 +16,7 @@ from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.attention_regions import find_attention
-from shave.backends.tvm.emit import convolution, matmul
+from shave.backends.tvm.emit import convolution, matmul, winograd
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.legalise import legalise
@@ -113,7 +113,7 @@ def _is_anchor(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return False
-    return convolution.is_kernel(node) or matmul.is_kernel(node)
+    return convolution.is_kernel(node) or matmul.is_kernel(node) or winograd.is_kernel(node)
 
 
 def _size_names(program: Program) -> Mapping[str, str]:
