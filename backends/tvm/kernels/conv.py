@@ -48,7 +48,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
-from shave.backends.tvm.kernels.prefetch import Prefetch
+from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
     Part,
@@ -154,8 +154,9 @@ def seconds(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     arithmetic = _cycles(shape, schedule, target) / (target.gigahertz * 1e9)
     blocks = _blocks(shape, target.lanes)
     width = target.lanes if not shape.plain_input else 1
-    weights = 4 * blocks.groups * blocks.output_blocks * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
-    return max(arithmetic, weights / target.cores / (target.memory_gbytes * 1e9))
+    block = 4 * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
+    memory = block * blocks.groups * blocks.output_blocks / target.cores / (target.memory_gbytes * 1e9)
+    return overlapped(arithmetic, memory, schedule.vectors * block, target)
 
 
 def _merged(shape: ConvShape, schedule: ConvSchedule) -> ConvShape:
@@ -163,7 +164,7 @@ def _merged(shape: ConvShape, schedule: ConvSchedule) -> ConvShape:
 
 
 def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
-    """The dozen best tiles by the analytic model, each with both loop orders; best first."""
+    """The dozen best tiles by the analytic model, each with both loop orders, some without prefetch; best first."""
     merges = [1]
     if shape.pointwise and len(shape.spatial) > 1:
         merges = [m for m in range(1, shape.spatial[-2] + 1) if shape.spatial[-2] % m == 0]
@@ -174,9 +175,10 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
         if fits(pixels, vectors, target)
     ]
-    best = sorted(tiles, key=lambda s: (_cycles(shape, s, target), s.merge, -s.pixels))[:12]
+    best = sorted(tiles, key=lambda s: (seconds(shape, s, target), s.merge, -s.pixels))[:12]
     other: Literal["channels", "space"] = "space" if order == "channels" else "channels"
-    return best + [replace(s, outer=other) for s in best]
+    found = best + [replace(s, outer=other) for s in best]
+    return found if shape.plain_input else found + [replace(s, prefetch=False) for s in best[:4]]
 
 
 def default(shape: ConvShape, target: Target) -> ConvSchedule:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from shave.backends.tvm.kernels.base import (
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
-from shave.backends.tvm.kernels.prefetch import Prefetch
+from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import LONG_REDUCTION, Part, RegisterTile, cycles_per_step, fits
 
 MAX_ROWS = 28
@@ -100,12 +100,15 @@ def best_tiles(rows: int, columns: int, target: Target) -> list[tuple[int, int]]
 
 
 def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
-    """The best register tiles by the analytic model, best first."""
+    """The best register tiles by the analytic model, also with all rows or a single tile at a time; best first."""
     rows = shape.rows or TYPICAL_ROWS
-    return [
+    best = [
         MatmulSchedule(tile_rows, vectors, _block(shape, ceil_div(rows, tile_rows), tile_rows, target))
         for tile_rows, vectors in best_tiles(rows, shape.columns, target)
     ]
+    tiles = [1, 4, ceil_div(rows, best[0].rows)]
+    other = [replace(s, block=block) for s in best[:4] for block in tiles if block != s.block]
+    return list(dict.fromkeys(best + other + [replace(s, prefetch=False) for s in best[:2]]))
 
 
 def _block(shape: MatmulShape, tiles: int, tile_rows: int, target: Target) -> int:
@@ -145,8 +148,10 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
     """Estimated time of a call, weights read from main memory; rows known only at run time count as one tile."""
     rows = shape.rows or schedule.rows
     cycles = shape.inner * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target)
+    panel = 4 * target.lanes * depth(shape, target)
     weights = 4 * shape.inner * ceil_div(shape.columns, target.lanes) * target.lanes
-    return max(cycles / (target.gigahertz * 1e9), weights / target.cores / (target.memory_gbytes * 1e9))
+    memory = weights / target.cores / (target.memory_gbytes * 1e9)
+    return overlapped(cycles / (target.gigahertz * 1e9), memory, schedule.vectors * panel, target)
 
 
 def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:

@@ -162,7 +162,7 @@ def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
     assert 0.9 * peak < conv.seconds(busy, conv.default(busy, target), target) < 1.1 * peak
     read = ConvShape(1, 1024, 1024, (1, 1), (1, 1))
     memory = 4 * read.macs / (target.memory_gbytes * 1e9)
-    assert conv.seconds(read, conv.default(read, target), target) == pytest.approx(memory)
+    assert conv.seconds(read, conv.default(read, target), target) == pytest.approx(memory, rel=0.05)
 
 
 def test_seconds_count_taps_inside_the_image_only():

@@ -79,4 +79,4 @@ def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
             2 * rows * 768**2 / (target.peak_gflops * 1e9),
             4 * 768**2 / (target.memory_gbytes * 1e9),
         )
-        assert limit <= matmul.seconds(shape, matmul.default(shape, target), target) < 1.1 * limit
+        assert limit <= matmul.seconds(shape, matmul.default(shape, target), target) < 1.25 * limit
