@@ -61,7 +61,8 @@ class Artifact:
         """Run the program.
 
         Inputs are NumPy arrays or anything in CPU memory that speaks DLPack (torch tensors ...). They are used where
-        they lie if they are contiguous, writable and start at a multiple of 64 bytes; otherwise they are copied once.
+        they lie if they are contiguous, and, without a plan in the manifest, writable and at a multiple of 64 bytes;
+        otherwise they are copied once.
 
         Returns:
             The output, or a tuple of them if there are several. They own their memory and stay as they are.

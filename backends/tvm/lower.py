@@ -25,6 +25,7 @@ from shave.backends.tvm.regions import find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
 from shave.backends.tvm.schedules import Schedules
 from shave.backends.tvm.sizes import Sizes
+from shave.backends.tvm.small_work import share_only_large_loops
 from shave.backends.tvm.static import static
 from shave.ir.program import Program
 from shave.ir.signature import Signature
@@ -100,7 +101,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
         builder.emit_func_output(relax.Tuple(outputs), parameters)
     module = _fused(builder.get())
     kernels = _calls(module, emitter)
-    module = schedule_tail(_as_functions(module), target)
+    module = share_only_large_loops(schedule_tail(_as_functions(module), target))
     module, names = name_by_content(_with_main(module, len(inputs)))
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)

@@ -297,6 +297,39 @@ def test_nothing_is_allocated(fixed: tuple[torch.nn.Module, Artifact], tmp_path:
     assert int(done.stdout) < 100, done.stdout
 
 
+IDLE = """
+import sys, time
+import numpy as np
+from shave import load
+artifact = load(sys.argv[1], threads=2)
+x = np.zeros((1, 64, 32, 32), np.float32)
+for _ in range(20):
+    artifact(x)
+before = time.process_time()
+time.sleep(1)
+print(time.process_time() - before)
+"""
+
+
+def test_nobody_waits_busily_after_a_call(tmp_path: Path) -> None:
+    """The workers of a call sleep soon after it, so that the processors are free for others."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    module = torch.nn.Conv2d(64, 64, 3, padding=1).eval()
+    artifact = shave.compile(shave.trace(module, (torch.zeros(1, 64, 32, 32),)), passes=None)
+    artifact.save(tmp_path / "conv.shave")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TVM", "OMP"))}
+    done = subprocess.run(
+        [sys.executable, "-c", IDLE, str(tmp_path / "conv.shave")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert float(done.stdout) < 0.03
+
+
 def test_threads_that_end_leave_workspaces_for_others(dynamic: tuple[torch.nn.Module, Artifact]) -> None:
     _, artifact = dynamic
     engine: Any = artifact._engine

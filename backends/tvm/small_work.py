@@ -1,0 +1,87 @@
+"""Loops that threads share only where the work outweighs waking them.
+
+Kernels write their outer loops as parallel ones. Handing such a loop to another thread and waiting for it takes a few
+microseconds, which is more than many kernels of small networks take in all. Here the work of each parallel loop is
+estimated from its statements; a small one becomes serial, and one whose number of iterations is only known at run time
+becomes both, with a test between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+
+from shave.backends.tvm.adapter import PrimFunc, tirx, tvm
+
+SMALL_NANOSECONDS = 15_000
+"""Work of a loop, on one thread, below which sharing it does not pay."""
+
+_ACCESS_NANOSECONDS = 0.12  # one vector read from the nearest cache, with the arithmetic that goes with it
+_UNKNOWN = 3  # iterations of a loop that depends on something: mostly the taps of a convolution
+
+
+def share_only_large_loops(module: Any) -> Any:
+    """Make small parallel loops of all PrimFuncs of a module serial."""
+    updated = {
+        variable: _rewritten(function) if isinstance(function, PrimFunc) else function
+        for variable, function in module.functions.items()
+    }
+    return tvm.IRModule(updated, attrs=module.attrs)
+
+
+def _rewritten(function: PrimFunc) -> PrimFunc:
+    copied = False
+
+    def decide(loop: Any) -> Any:
+        nonlocal copied
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        each = nanoseconds(loop.body)
+        serial = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+        if isinstance(loop.extent, tirx.IntImm):
+            return serial if int(loop.extent) * each < SMALL_NANOSECONDS else loop
+        most = int(SMALL_NANOSECONDS / max(each, _ACCESS_NANOSECONDS))
+        if most < _smallest(loop.extent):
+            return loop
+        copied = True
+        return tirx.IfThenElse(loop.extent <= most, serial, loop)
+
+    body = tvm_ffi.structural_map(function.body, [(tirx.For, decide)])
+    if body.same_as(function.body):
+        return function
+    function = function.with_body(body)
+    if not copied:
+        return function
+    name = tvm.ir.GlobalVar("main")
+    return tirx.transform.ConvertSSA()(tvm.IRModule({name: function}))[name]
+
+
+def nanoseconds(statement: Any) -> float:
+    """A rough guess at the time of a statement on one thread."""
+    if isinstance(statement, tirx.SeqStmt):
+        return sum(map(nanoseconds, statement.seq))
+    if isinstance(statement, tirx.For):
+        count = int(statement.extent) if isinstance(statement.extent, tirx.IntImm) else _UNKNOWN
+        if statement.kind == tirx.ForKind.VECTORIZED:
+            count = 1
+        return count * nanoseconds(statement.body)
+    if isinstance(statement, tirx.IfThenElse):
+        branches = [b for b in (statement.then_case, statement.else_case) if b is not None]
+        return max(map(nanoseconds, branches))
+    if isinstance(statement, tirx.AttrStmt):
+        return nanoseconds(statement.body)
+    if isinstance(statement, tvm.s_tir.SBlockRealize):
+        return nanoseconds(statement.block.body)
+    accesses: list[None] = []
+    tvm_ffi.structural_walk(statement, [(tvm.ir.TensorLoad, lambda _: accesses.append(None))])
+    return len(accesses) * _ACCESS_NANOSECONDS
+
+
+def _smallest(extent: Any) -> int:
+    """A number of iterations where every unknown size is 1; a large one if that cannot be told."""
+    if isinstance(extent, tirx.IntImm):
+        return int(extent)
+    if isinstance(extent, tirx.Mul):
+        return _smallest(extent.a) * _smallest(extent.b)
+    return 1
