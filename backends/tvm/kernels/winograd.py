@@ -97,7 +97,9 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
     factors = elements * in_blocks * schedule.rows * schedule.block * target.vector_bytes
     weights = elements * shape.in_channels * out_blocks * target.vector_bytes
     if schedule.order == "channels":
-        again = factors * blocks * sum(int(run.count) for run in groups) * (factors > target.l2_bytes // 2)
+        # Written, which reads first, then read for each group.
+        passes = 2 + sum(int(run.count) for run in groups)
+        again = passes * factors * blocks * (factors > target.l2_bytes // 2)
     else:
         in_cache = weights + factors + factors * out_blocks / in_blocks <= target.l2_bytes
         again = blocks * weights * (not in_cache) + 2 * blocks * factors * (factors > target.l2_bytes // 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from shave.ir.winograd import transform_weight, winograd_conv2d
 from tests.backends.tvm.cases.values import Case, floats
@@ -19,7 +20,12 @@ def cases() -> list[Case]:
         # Both sides round; the error grows with the tile.
         return Case(f"winograd {tile}, {x}", call, (floats(*x),), weights, {2: 1e-6, 4: 5e-6, 6: 5e-5}[tile])
 
+    def block(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return functional.relu(winograd_conv2d(x, w, b, (1, 1), 4) + x)
+
+    weight = transform_weight(floats(24, 24, 3, 3) / 15, 4).float()
     return [
+        Case("winograd, residual and relu", block, (floats(1, 24, 7, 9),), (weight, floats(24)), 5e-6),
         case((1, 16, 8, 8), 16, (1, 1), 4),
         case((2, 20, 9, 7), 35, (1, 1), 2),
         case((3, 3, 5, 14), 40, (0, 2), 6, bias=False),
