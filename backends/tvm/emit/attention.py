@@ -15,7 +15,7 @@ from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.attention_regions import AttentionRegion, Mask
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
-from shave.backends.tvm.emit.matmul import _extents, batched
+from shave.backends.tvm.emit.matmul import batched
 from shave.backends.tvm.emit.reduction import accumulator, reduce_over
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import attention
@@ -81,7 +81,7 @@ def fused(emitter: Emitter, region: AttentionRegion) -> Any:
         made = _mask(emitter, region, mask)
         if made is not None:
             variable, view = made
-            inputs.append(emitter.reshape(variable, [product(_extents(variable))]))
+            inputs.append(variable)
             views.append(view)
     shape = replace(shape, masks=tuple(views))
     known = emitter.sizes.shape(region.extents)
@@ -91,7 +91,7 @@ def fused(emitter: Emitter, region: AttentionRegion) -> Any:
 
 
 def _mask(emitter: Emitter, region: AttentionRegion, mask: Mask) -> tuple[Any, View] | None:
-    """A mask as float32 rows of whole vectors, each element once; None for one that changes nothing."""
+    """A mask as one row of float32, its rows whole vectors, each element once; None for one that changes nothing."""
     assert region.shape is not None
     columns, source = region.shape.columns, mask.strided.source
     assert columns is not None
@@ -122,7 +122,8 @@ def _mask(emitter: Emitter, region: AttentionRegion, mask: Mask) -> tuple[Any, V
 
     flat = emitter.reshape(emitter.plain(source), [product(emitter.shape(source))])
     shape = [*emitter.sizes.shape(extents), pitch]
-    return emitter.te(region.nodes[-1], compute, flat, start, sizes, shape=shape), view
+    made = emitter.te(region.nodes[-1], compute, flat, start, sizes, shape=shape)
+    return emitter.reshape(made, [product(shape)]), view
 
 
 def _constant_mask(
@@ -137,7 +138,7 @@ def _constant_mask(
     padded = np.zeros((*extents, pitch), np.float32)
     padded[..., : picked.shape[-1]] = picked.numpy()
     name = f"{mask.strided.source.target}.mask{'x'.join(map(str, (*extents, picked.shape[-1], *tensor.stride())))}"
-    return emitter.weights.add(f"{name}+{tensor.storage_offset()}", padded), view
+    return emitter.weights.add(f"{name}+{tensor.storage_offset()}", padded.reshape(-1)), view
 
 
 def _rows_of(extents: Sequence[Any], pitch: int) -> View:

@@ -17,8 +17,10 @@ from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, count, moments, reduce_over
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import normalise
+from shave.backends.tvm.kernels import softmax as softmax_kernel
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.normalise import NormaliseShape
+from shave.backends.tvm.kernels.softmax import SoftmaxShape
 from shave.backends.tvm.layout import Value
 from shave.backends.tvm.sizes import Size, product
 from shave.ir.errors import UnsupportedError
@@ -299,4 +301,12 @@ def _softmax(emitter: Emitter, node: fx.Node) -> Any:
     if rank == 0:
         value = 0 if log else 1
         return emitter.te(node, lambda x: te.compute((), lambda: tirx.const(value, dtype)), emitter.plain(x))
+    shape = emitter.shape(x)
+    columns = shape[-1]
+    if axis % rank == rank - 1 and dtype == emitter.dtype(x) == "float32" and isinstance(columns, int) and columns:
+        rows = product(shape[:-1])
+        seen = emitter.reshape(emitter.plain(x), [rows, columns])
+        problem = SoftmaxShape(_known(rows), columns, log)
+        made = emitter.call_kernel(softmax_kernel, problem, Epilogue(), [seen], (rows, columns), (node,))
+        return emitter.reshape(made, shape)
     return emitter.te(node, lambda x: softmax(x, axis % rank, work, dtype, log), emitter.plain(x))

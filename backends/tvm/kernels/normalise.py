@@ -32,8 +32,7 @@ from shave.backends.tvm.kernels.base import (
     unblock_channels,
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.register_tile import power_of_two_parts
-from shave.backends.tvm.kernels.row import across, over_vectors, total
+from shave.backends.tvm.kernels.row import in_tasks, over_row, repeated, total_of_row
 
 TYPICAL_ROWS = 1024
 """Rows to optimise for where their number is only known at run time."""
@@ -127,8 +126,8 @@ def _spread(affine: Array, shape: NormaliseShape, rows: int) -> Array:
     """Weights [columns], or for GroupNorm one for each element of each row."""
     if not shape.groups:
         return affine
-    repeated = np.repeat(affine, shape.columns // shape.channels).reshape(shape.groups, shape.columns)
-    return np.tile(repeated, (rows // shape.groups, 1))
+    of_group = np.repeat(affine, shape.columns // shape.channels).reshape(shape.groups, shape.columns)
+    return np.tile(of_group, (rows // shape.groups, 1))
 
 
 def build(shape: NormaliseShape, schedule: NormaliseSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
@@ -150,20 +149,7 @@ def build(shape: NormaliseShape, schedule: NormaliseSchedule, target: Target, ep
         parameters.append(tensor("y", (rows, positions, columns) if shape.positions != 0 else (rows, columns)))
         with root():
             kernel = _Kernel(shape, lanes, positions, [Flat(parameter) for parameter in parameters])
-            count, share = rows * positions, schedule.rows
-            tasks = quotient(count + share - 1, share)
-
-            def task(index: int | Expr) -> None:
-                (first,) = bind(index * share)
-                one = isinstance(tasks, int) and tasks == 1
-                with T.serial(0, count if one else T.min(share, count - first)) as row:
-                    kernel.row(bind(first + row)[0])
-
-            if isinstance(tasks, int) and tasks == 1:
-                task(0)
-            else:
-                with T.parallel(0, tasks) as index:
-                    task(index)
+            in_tasks(rows * positions, schedule.rows, kernel.row)
     return builder.get()
 
 
@@ -175,7 +161,6 @@ class _Kernel:
         self.x, *affine, self.y = parameters
         self.weight = affine.pop(0) if shape.weight else None
         self.bias = affine.pop(0) if shape.bias else None
-        self.whole = shape.columns // lanes * lanes
 
     def row(self, row: int | Expr) -> None:
         """One row."""
@@ -195,13 +180,13 @@ class _Kernel:
 
         mean: Expr = T.float32(0)
         if shape.centred:
-            (mean,) = bind(self.sum(element) * T.float32(1 / shape.columns))
+            (mean,) = bind(total_of_row(element, shape.columns, self.lanes) * T.float32(1 / shape.columns))
 
         def square(at: int | Expr, width: int) -> Expr:
-            difference = T.bind(element(at, width) - _splat(mean, width))
+            difference = T.bind(element(at, width) - repeated(mean, width))
             return difference * difference
 
-        variance = self.sum(square) * T.float32(1 / shape.columns)
+        variance = total_of_row(square, shape.columns, self.lanes) * T.float32(1 / shape.columns)
         (inverse,) = bind(T.float32(1) / T.sqrt(variance + T.float32(shape.epsilon)))
         (result,) = bind(row * shape.columns)
         if shape.groups:
@@ -209,16 +194,14 @@ class _Kernel:
             return
 
         def store(at: int | Expr, width: int) -> None:
-            value = (element(at, width) - _splat(mean, width)) * _splat(inverse, width)
+            value = (element(at, width) - repeated(mean, width)) * repeated(inverse, width)
             if self.weight is not None:
                 value = value * self.weight.load(at, width)
             if self.bias is not None:
                 value = value + self.bias.load(at, width)
             self.y.store(result + at, value, width)
 
-        over_vectors(self.whole, self.lanes, lambda at, _: store(at, self.lanes))
-        for first, width in power_of_two_parts(shape.columns - self.whole):
-            store(self.whole + first, width)
+        over_row(shape.columns, self.lanes, store)
 
     def grouped(
         self,
@@ -235,25 +218,11 @@ class _Kernel:
             at = remainder(row, shape.groups) * shape.channels + channel
             (scale,) = bind(inverse if self.weight is None else inverse * self.weight.load(at))
             shift = T.float32(0) if self.bias is None else self.bias.load(at)
-            (shift,) = bind(shift - mean * scale)
-            (first,) = bind(channel * size)
+            (shift, first) = bind(shift, channel * size)
 
-            def store(place: int | Expr, width: int, first: int | Expr, scale: Expr, shift: Expr) -> None:
-                value = element(first + place, width) * _splat(scale, width) + _splat(shift, width)
+            def store(place: int | Expr, width: int) -> None:
+                value = (element(first + place, width) - repeated(mean, width)) * repeated(scale, width)
+                value = value + repeated(shift, width)
                 self.y.store(result + first + place, value, width)
 
-            over_vectors(size // lanes * lanes, lanes, lambda p, _: store(p, lanes, first, scale, shift))
-            for place, width in power_of_two_parts(size % lanes):
-                store(size // lanes * lanes + place, width, first, scale, shift)
-
-    def sum(self, element: Callable[[int | Expr, int], Expr]) -> Expr:
-        """Sum over a row."""
-        result = total(lambda at: element(at, self.lanes), self.whole, self.lanes) if self.whole else T.float32(0)
-        for first, width in power_of_two_parts(self.shape.columns - self.whole):
-            part = element(self.whole + first, width)
-            result = result + (across(part, lambda a, b: a + b) if width > 1 else part)
-        return result
-
-
-def _splat(value: Expr, width: int) -> Expr:
-    return T.broadcast(value, width) if width > 1 else value
+            over_row(size, lanes, store)

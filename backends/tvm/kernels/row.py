@@ -8,6 +8,7 @@ import numpy as np
 
 from shave.backends.tvm.adapter import Expr, T, tirx
 from shave.backends.tvm.kernels.base import Flat, bind, ceil_div, loop, quotient
+from shave.backends.tvm.kernels.register_tile import power_of_two_parts
 from shave.backends.tvm.kernels.vector_math import Bindings, lanes, local_array, polynomial, splat
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -97,6 +98,43 @@ def _reduced(
             for i in range(0, len(vectors), 2)
         ]
     return across(vectors[0], combine)
+
+
+def over_row(columns: int, width: int, body: Callable[[int | Expr, int], None]) -> None:
+    """``body(position, lanes)`` for all of a row: whole vectors, then ever smaller ones."""
+    whole = columns // width * width
+    if whole:
+        over_vectors(whole, width, lambda at, _: body(at, width))
+    for first, part in power_of_two_parts(columns - whole):
+        body(whole + first, part)
+
+
+def total_of_row(element: Callable[[int | Expr, int], Expr], columns: int, width: int) -> Expr:
+    """Sum of ``element(position, lanes)`` over all of a row; as a bound name."""
+    whole = columns // width * width
+    result = total(lambda at: element(at, width), whole, width) if whole else T.float32(0)
+    for first, part in power_of_two_parts(columns - whole):
+        value = element(whole + first, part)
+        result = result + (across(value, lambda a, b: a + b) if part > 1 else value)
+    return T.bind(result)
+
+
+def repeated(value: Expr, width: int) -> Expr:
+    """A scalar in every lane."""
+    return T.broadcast(value, width) if width > 1 else value
+
+
+def in_tasks(rows: int | Expr, share: int, body: Callable[[int | Expr], None]) -> None:
+    """``body(row)`` for every row, ``share`` of them a task; threads take the tasks if there is more than one."""
+    tasks = quotient(rows + share - 1, share)
+    if isinstance(tasks, int) and tasks == 1:
+        with T.serial(0, rows) as row:
+            body(bind(row)[0])
+        return
+    with T.parallel(0, tasks) as task:
+        (first,) = bind(task * share)
+        with T.serial(0, T.min(share, rows - first)) as row:
+            body(bind(first + row)[0])
 
 
 def across(vector: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
