@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shave.backends.target import Target
-from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
+from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels.base import (
     Array,
     Dimension,
@@ -34,6 +34,7 @@ from shave.backends.tvm.kernels.base import (
 )
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
 from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles
+from shave.backends.tvm.kernels.packing import transposed
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, power_of_two_parts
 
 TYPICAL_COLUMNS = 128
@@ -224,22 +225,9 @@ def _pack_transposed(
         starts = bind(*((product * columns + T.min(first + i, columns - 1)) * inner for i in range(lanes)))
         with T.serial(0, quotient(inner, lanes)) as block:
             tile = [T.bind(b.load(start + block * lanes, lanes)) for start in starts]
-            for k, column_of_tile in enumerate(_transpose(tile)):
+            for k, column_of_tile in enumerate(transposed(tile)):
                 scratch.store((block * lanes + k) * width + v * lanes, column_of_tile, lanes)
         with T.serial(0, remainder(inner, lanes)) as rest:
             (k,) = bind(quotient(inner, lanes) * lanes + rest)
             for i, start in enumerate(starts):
                 scratch.store(k * width + v * lanes + i, b.load(start + k), 1)
-
-
-def _transpose(rows: Sequence[Expr]) -> list[Expr]:
-    """Transpose n vectors of n lanes: log2(n) perfect shuffles of the rows with the rows n / 2 further."""
-    n = len(rows)
-    low = [lane for i in range(n // 2) for lane in (i, n + i)]
-    high = [lane for i in range(n // 2, n) for lane in (i, n + i)]
-    rows = list(rows)
-    for _ in range(n.bit_length() - 1):
-        rows = [
-            T.bind(tirx.Shuffle([rows[i], rows[i + n // 2]], lanes)) for i in range(n // 2) for lanes in (low, high)
-        ]
-    return rows
