@@ -65,7 +65,6 @@ class Phases:
         # An odd number of vectors from one element to the next, so that the elements of a tile fall into different
         # sets of the caches.
         self.factor_step = (self.block_tiles * self.depth | 1) * self.lanes
-        self.product_step = self.elements | 1
         outputs = (self.batch, self.out_blocks, *shape.out_spatial, self.lanes)
         self.x: Any = tensor("x", (self.batch, self.in_blocks, *shape.spatial, self.lanes))
         self.weight: Any = tensor("weight", (self.out_blocks, shape.in_channels, TAPS * TAPS, self.lanes))
@@ -102,7 +101,7 @@ class Phases:
         with T.parallel(0, blocks) as block:
             first, count = self._members(block)
             factors = self._factors()
-            products = _scratch(self.out_blocks * self.block_tiles * self.product_step, self.lanes)
+            products = _scratch(self.elements * self._product_step(self.out_blocks), self.lanes)
             # One plane of the image after the other, along its rows, as the hardware's prefetch foresees.
             with loop(self.in_blocks) as b, T.serial(0, count) as t:
                 self._gather(factors, first, t, b)
@@ -133,7 +132,7 @@ class Phases:
         # An odd number of vectors per element, as for factors, but for the factor ``vectors``.
         weight_step = vectors * (self.depth * self.lanes + 1) * self.lanes
         weights = _scratch(self.elements * weight_step // self.lanes, self.lanes)
-        products = _scratch(vectors * self.block_tiles * self.product_step, self.lanes)
+        products = _scratch(self.elements * self._product_step(vectors), self.lanes)
         with loop(self.slices) as part:
             self._expand(weights, 0, weight_step, out, part, vectors)
             with T.serial(0, self.elements) as element:
@@ -145,6 +144,10 @@ class Phases:
     def _register_tiles(self, count: int | Expr) -> int | Expr:
         """How many hold ``count`` tiles."""
         return quotient(count + (self.schedule.rows - 1), self.schedule.rows)
+
+    def _product_step(self, vectors: int) -> int:
+        """Vectors from one element to the next of the products of some output blocks: [element, block, tile]."""
+        return vectors * self.block_tiles | 1
 
     def _factors(self) -> Flat:
         """Memory for the factors of a block of tiles."""
@@ -297,6 +300,7 @@ class Phases:
         """
         lanes, rows = self.lanes, self.schedule.rows
         accumulators = RegisterTile(rows, vectors, lanes)
+        step = self._product_step(self.out_blocks if self.schedule.order == "elements" else vectors)
         panel = self.depth * rows * lanes
         (source,) = bind((part * self.elements + element) * self.factor_step + tile * panel)
 
@@ -322,10 +326,10 @@ class Phases:
             with only_if(self.slices == 1 or part == self.slices - 1):
                 add(full - part * self.depth, rest)
 
-        (goal,) = bind(((out * self.block_tiles + tile * rows) * self.product_step + element) * lanes)
+        (goal,) = bind((element * step + out * self.block_tiles + tile * rows) * lanes)
 
         def at(row: int | Expr, part: Part) -> int | Expr:
-            return goal + (part.vector * self.block_tiles + row) * (self.product_step * lanes)
+            return goal + (part.vector * self.block_tiles + row) * lanes
 
         def load(_: int, row: int | Expr, part: Part) -> Expr:
             return products.load(at(row, part), lanes)
@@ -348,13 +352,22 @@ class Phases:
         """All tiles of a block for the output blocks from ``out`` on."""
         scratch = _scratch(self.size * self.shape.tile, self.lanes)
         with loop(vectors) as v, T.serial(0, count) as t:
-            self._scatter(products, scratch, self._place(first + t), offset((self.block_tiles,), v, t), out + v)
+            self._scatter(
+                products,
+                self._product_step(vectors),
+                scratch,
+                self._place(first + t),
+                offset((self.block_tiles,), v, t),
+                out + v,
+            )
 
-    def _scatter(self, products: Flat, scratch: Flat, place: _Place, number: int | Expr, block: int | Expr) -> None:
-        """One tile of output block ``block``; its products are the ``number``-th of the scratch memory."""
+    def _scatter(
+        self, products: Flat, step: int, scratch: Flat, place: _Place, number: int | Expr, block: int | Expr
+    ) -> None:
+        """One tile of output block ``block``; its products are the ``number``-th of each element, ``step`` apart."""
         lanes, size, tile = self.lanes, self.size, self.shape.tile
         height, width = self.shape.out_spatial
-        y, x, source = bind(place.row * tile, place.column * tile, number * (self.product_step * lanes))
+        y, x, source = bind(place.row * tile, place.column * tile, number * lanes)
         goal = offset((self.out_blocks, height, width, lanes), place.image, block, y, x, 0)
         rows, columns = bind(T.min(tile, height - y), T.min(tile, width - x))
 
@@ -374,6 +387,6 @@ class Phases:
                         finish(base + column * lanes, value)
 
         def load(row: int, column: Expr) -> Expr:
-            return products.load(source + (row * size + column) * lanes, lanes)
+            return products.load(source + (row * size + column) * (step * lanes), lanes)
 
         transform(self.matrices.AT, load, store, scratch, lanes)
