@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product as combinations
 from typing import Any
 
@@ -41,25 +42,30 @@ def _scales(emitter: Emitter, node: fx.Node, axes: int) -> list[Any]:
 
 
 def _upsample(emitter: Emitter, node: fx.Node, taps: Any) -> Value:
-    """Emit a separable interpolation: ``taps(axis, output position, input extent, output extent, scale)``."""
+    """Emit a separable interpolation: ``taps(place, have, want, scale)``, extents of input and output."""
     x = node.args[0]
     assert isinstance(x, fx.Node)
     shape, dtype = emitter.result(node)
     axes = len(shape) - 2
     scales = _scales(emitter, node, axes)
-    blocked = emitter.value(x).only_blocked
+    # Plain rows would be gathered element by element: changing the layout twice costs less from a whole block on.
+    blocked = emitter.value(x).only_blocked or (isinstance(shape[1], int) and shape[1] >= emitter.lanes)
     work = accumulator(dtype)
 
     def compute(x: Any, full: Sequence[Size], shape: Sequence[Size]) -> Any:
+        along = [
+            _tabled(partial(taps, have=x.shape[a], want=full[a], scale=scales[a - 2]), full[a], work)
+            for a in range(2, 2 + axes)
+        ]
+
         def element(*index: Any) -> Any:
-            lead, rest = index[:2], index[2 + axes :]
-            along = [taps(index[2 + a], x.shape[2 + a], full[2 + a], scales[a]) for a in range(axes)]
+            lead, places, rest = index[:2], index[2 : 2 + axes], index[2 + axes :]
             total: Any = None
-            for combination in combinations(*along):
+            for combination in combinations(*[at(place) for at, place in zip(along, places, strict=True)]):
                 value = scalar.cast(x(*lead, *[position for position, _ in combination], *rest), work)
                 for _, weight in combination:
                     if weight is not None:
-                        value = value * scalar.cast(weight, work)
+                        value = value * weight
                 total = value if total is None else total + value
             return scalar.cast(total, dtype)
 
@@ -69,6 +75,29 @@ def _upsample(emitter: Emitter, node: fx.Node, taps: Any) -> Value:
     source = emitter.blocked(x) if blocked else emitter.plain(x)
     made = emitter.te(node, compute, source, shape, shape=inside)
     return Value(shape, dtype, blocked=made) if blocked else Value(shape, dtype, plain=made)
+
+
+def _tabled(taps: Callable[[Any], list[Tap]], size: Any, work: str) -> Callable[[Any], list[Tap]]:
+    """The taps of an axis, computed once for each position along it instead of for each element."""
+    sample = taps(tirx.Var("place", "int64"))
+    if all(weight is None and "float" not in str(position) for position, weight in sample):
+        return taps
+
+    def table(part: Callable[[Tap], Any], k: int) -> Any:
+        return te.compute((size,), lambda place: part(taps(place)[k]), name="taps")
+
+    # As narrow as the weights, so that vectors of elements are not cut in two for the sake of an index.
+    positions = [table(lambda tap: tirx.Cast("int32", tap[0]), k) for k in range(len(sample))]
+    weights = [
+        None if weight is None else table(lambda tap: scalar.cast(tap[1], work), k)
+        for k, (_, weight) in enumerate(sample)
+    ]
+
+    def tabled(place: Any) -> list[Tap]:
+        pairs = zip(positions, weights, strict=True)
+        return [(tirx.Cast("int64", p(place)), None if w is None else w(place)) for p, w in pairs]
+
+    return tabled
 
 
 def _ratio(have: Any, want: Any, scale: Any) -> Any:

@@ -83,10 +83,15 @@ def linear_stride(position: Expr, axis: Axis, known: Any) -> int | None:
     """Distance in elements between neighbours along ``axis``; ``None`` where it is not the same everywhere."""
     if not uses(position, [axis.var]):
         return 0
-    if loads(position):
+    if _by_data(position, axis):
         return None
     step = known.simplify(substitute(position, {axis.var: axis.var + constant(1, axis.extent)}) - position)
     return int(step) if isinstance(step, IntImm) else None
+
+
+def _by_data(position: Expr, axis: Axis) -> bool:
+    """Whether data decides where neighbours along ``axis`` lie; data of an outer loop is as good as a constant."""
+    return any(uses(load, [axis.var]) for load in loads(position))
 
 
 def stride(position: Expr, axis: Axis, lanes: int, known: Any) -> int | None:
@@ -95,7 +100,7 @@ def stride(position: Expr, axis: Axis, lanes: int, known: Any) -> int | None:
     Where a reshape divides on the way, neighbours are at a constant distance as long as no vector straddles a multiple.
     """
     everywhere = linear_stride(position, axis, known)
-    if everywhere is not None or loads(position):
+    if everywhere is not None or _by_data(position, axis):
         return everywhere
     chunk, lane = tirx.Var("chunk", axis.extent.ty), tirx.Var("lane", axis.extent.ty)
     local = analyzer(
@@ -269,6 +274,15 @@ def best_axis(stage: Stage, axes: Sequence[Axis], target: Target) -> VectorAxis 
     return best
 
 
+def _distinct(found: Sequence[Any]) -> list[Any]:
+    """Loads without repetitions: what an expression reads twice (``x < 0 ? 0 : x``), it loads once."""
+    kept: list[Any] = []
+    for load in found:
+        if not any(tvm_ffi.structural_equal(load, other) for other in kept):
+            kept.append(load)
+    return kept
+
+
 def _strides(stage: Stage, axis: Axis, places: Sequence[int], lanes: int) -> list[int | None]:
     """Stride of each load and then each store along ``axis``, in the longest stretch between breakpoints."""
     known = analyzer(stage.axes)
@@ -277,7 +291,7 @@ def _strides(stage: Stage, axis: Axis, places: Sequence[int], lanes: int) -> lis
         known = analyzer([a for a in stage.axes if a is not axis])
         known.bind(axis.var, tvm.ir.Range(constant(low, axis.extent), constant(high, axis.extent)))
         stage = stage.map(lambda e: fold_conditions(e, known))
-    accesses = [(load.source, load.indices) for load in loads(*stage.values)]
+    accesses = [(load.source, load.indices) for load in _distinct(loads(*stage.values))]
     accesses += [(s.buffer, s.indices) for s in stage.stores]
     return [stride(offset(buffer, indices), axis, lanes, known) for buffer, indices in accesses]
 

@@ -34,6 +34,8 @@ def cases() -> list[Case]:
             (floats(1, 2, 3, 4, 5),),
             tolerance=3e-5,
         ),
+        Case("bilinear of many channels", lambda x: F.interpolate(x, (7, 9), mode="bilinear"), (floats(2, 21, 4, 5),)),
+        Case("nearest of many channels", lambda x: F.interpolate(x, (7, 9)), (floats(2, 21, 4, 5),)),
         Case("area", lambda x: F.interpolate(x, (2, 3), mode="area"), (x,)),
     ]
     cases += [
