@@ -14,7 +14,7 @@ import tvm_ffi
 
 from shave.backends.tvm.adapter import PrimFunc, tirx, tvm
 
-SMALL_NANOSECONDS = 15_000
+SMALL_NANOSECONDS = 20_000
 """Work of a loop, on one thread, below which sharing it does not pay."""
 
 _ACCESS_NANOSECONDS = 0.12  # one vector read from the nearest cache, with the arithmetic that goes with it
