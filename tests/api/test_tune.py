@@ -16,7 +16,6 @@ def test_tune_then_compile(inside):
     assert outcome.data["measured"] + outcome.data["waiting"] > 0
     assert {kernel["kernel"] for kernel in outcome.data["kernels"]} >= {"conv"}
     assert all(kernel["default_s"] > 0 for kernel in outcome.data["kernels"])
-    (inside / "t.jsonl").touch()  # a slow machine may have had no time for any candidate
     compiled = call("compile net.onnx --input x=2x3x7x5 --tuned t.jsonl -o new.shave --json")
     assert compiled.code == 0
     assert compiled.data["tuning"]["kernels"] >= len(outcome.data["kernels"])

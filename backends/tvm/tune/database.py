@@ -171,6 +171,18 @@ class Database:
             raise WriteError(f"{path}: {error.strerror}") from error
 
 
+def create(path: Path) -> None:
+    """Make an empty file where there is none.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise WriteError(f"{path}: {error.strerror}") from error
+
+
 def append(path: Path, record: Record) -> None:
     """Add a record to a file, at once; a line that a crash left unfinished stays a line of its own.
 

@@ -141,12 +141,13 @@ def tune(
     if threads is not None:
         check_threads(threads)
 
-    from shave.backends.tvm.tune.database import Database
+    from shave.backends.tvm.tune.database import Database, create
     from shave.backends.tvm.tune.meter import Meter
     from shave.backends.tvm.worker import workers
 
     path = Path(database)
-    known = Database.read(path) if path.exists() else Database()
+    create(path)
+    known = Database.read(path)
     workers.start()
     threads = threads or target.cores
     if passes is not None:
