@@ -18,17 +18,16 @@ from shave.backends.tvm.kernels.base import Flat, bind, ceil_div, only_if
 LINE_BYTES = 64
 LINE = LINE_BYTES // 4
 """Float32 elements of a cache line."""
-EXPOSED = 0.25
-EXPOSED_IF_LARGE = 0.7
+LEAST_EXPOSED = 0.25
 
 
 def overlapped(arithmetic: float, memory: float, panel: int, target: Target) -> float:
     """Estimated seconds of computing and reading weights side by side.
 
-    The shorter of the two hides behind the longer but for a part, which is larger where a panel of so many bytes and
-    the next one do not fit half of the level 2 cache (fitted to measurements on an AVX-512 core).
+    The shorter of the two hides behind the longer but for a part that grows with the share of the level 2 cache which a
+    panel of so many bytes and the next one take (fitted to measurements on an AVX-512 core).
     """
-    exposed = EXPOSED_IF_LARGE if panel > target.l2_bytes // 4 else EXPOSED
+    exposed = min(1.0, max(LEAST_EXPOSED, 2 * panel / target.l2_bytes))
     return max(arithmetic, memory) + exposed * min(arithmetic, memory)
 
 
