@@ -11,6 +11,7 @@ PRESETS = {
     #   5. and what nobody reads any more is dropped.
     "simplify": _SIMPLIFY,
     # What `shave.compile` runs unless told otherwise: the same, then operators that stand for kernels of shave's own.
-    # Winograd's method comes last, as other passes know nothing of transformed weights.
-    "exact": f"{_SIMPLIFY}, winograd",
+    # Convolutions give way to smaller ones ahead of that; Winograd's method comes last, as other passes know nothing of
+    # transformed weights.
+    "exact": f"{_SIMPLIFY}, pool-first, winograd",
 }

@@ -18,6 +18,8 @@ def _infinity(x: Expr) -> Expr:
     return tirx.const(float("inf"), str(x.ty.dtype))
 
 
+LARGEST_POWER = 16
+
 PLAIN: dict[str, Callable[[Expr], Expr]] = {
     "tirx.rsqrt": lambda x: tirx.const(1.0, str(x.ty.dtype)) / tirx.sqrt(x),
     "tirx.nearbyint": tirx.round,
@@ -62,16 +64,32 @@ def _expand(call: Any) -> Expr:
 
 
 def _power(call: Any) -> Expr:
-    """Small whole exponents and square roots as products; anything else is libm's, where accuracy is hard won."""
+    """Whole exponents up to 16 and square roots as products; anything else is libm's, where accuracy is hard won.
+
+    A product of n factors is off by n / 2 units in the last place at most.
+    """
     base, exponent = call.args
     if not isinstance(exponent, tirx.FloatImm):
         return call
     power = float(exponent.value)
-    name = tirx.Var("base", base.ty)
-    products = {1.0: name, 2.0: name * name, 3.0: name * name * name, 4.0: (name * name) * (name * name)}
-    if power in products:
-        return tirx.Let(name, base, products[power])
+    one = tirx.const(1.0, str(base.ty.dtype))
     if power in (0.5, -0.5):
         root = tirx.sqrt(base)
-        return root if power > 0 else tirx.const(1.0, str(base.ty.dtype)) / root
-    return call
+        return root if power > 0 else one / root
+    if power != int(power) or not 1 <= power <= LARGEST_POWER:
+        return call
+    squares: list[tuple[Expr, Expr]] = []
+    factors = []
+    square: Expr = base
+    for bit in range(int(power).bit_length()):
+        name = tirx.Var("square", base.ty)
+        squares.append((name, square))
+        square = name * name
+        if int(power) >> bit & 1:
+            factors.append(name)
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    for name, value in reversed(squares):
+        result = tirx.Let(name, value, result)
+    return result

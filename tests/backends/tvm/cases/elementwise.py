@@ -143,6 +143,7 @@ def cases() -> list[Case]:
         Case("div trunc", lambda x, y: torch.div(x, y, rounding_mode="trunc"), (i, -j)),
         Case("rsub", lambda x: 3 - x, (x,)),
         Case("pow 2", lambda x: x**2, (x,)),
+        *[Case(f"pow {n}", lambda x, n=n: x**n, (floats(33),)) for n in (1, 3, 5, 7, 16, 17)],
         Case("pow 3.5", lambda x: x**3.5, (positive(7),), tolerance=1e-5),
         Case("pow -0.5", lambda x: x**-0.5, (positive(7),)),
         Case("pow tensor", torch.pow, (positive(5), floats(5))),
