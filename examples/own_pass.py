@@ -70,7 +70,7 @@ def main() -> None:
         torch.nn.Flatten(), torch.nn.Linear(8 * 12 * 12, 10), torch.nn.Sigmoid(),
     )  # fmt: skip
     program = shave.trace(module, (torch.randn(1, 3, 16, 16),))
-    manager = shave.PassManager(["exact", HardActivations(skip=("7",))])
+    manager = shave.PassManager(["simplify", HardActivations(skip=("7",))])
     smaller = manager.run(program)
     print("pipeline:", manager)
     for report in smaller.report:

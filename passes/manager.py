@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class PassManager:
     """A pipeline, ready to run.
 
-        smaller = PassManager("exact, prune-channels{ratio=0.5}").run(program, calibration=batches)
+        smaller = PassManager("simplify, prune-channels{ratio=0.5}").run(program, calibration=batches)
 
     Args:
         passes: Pipeline text, a pass, or a list of both.
