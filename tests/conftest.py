@@ -10,6 +10,9 @@ import shave
 
 ROOT = Path(__file__).parents[1]
 
+# Failed assertions in the machinery of tests explain themselves too, whichever test imports it first.
+pytest.register_assert_rewrite("tests.passes.contract", "tests.passes.oracle")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another checkout's code."""
