@@ -78,7 +78,7 @@ class Executor:
             Name of the kernel and seconds of each step, in their order.
         """
         room = self._room(tuple([array.shape for array in inputs]))
-        frame = room.frame()
+        frame = room.take()
         outputs = [form.empty() for form in room.outputs]
         frame.bind(inputs, outputs)
         clock, run, address = time.perf_counter, self._run, frame.address
@@ -92,6 +92,7 @@ class Executor:
             if failed:
                 self._raise(failed)
             times.append((step.kernel, max(0.0, end - start - (start - before))))
+        room.idle.append(frame)
         return times
 
     def _room(self, shapes: tuple[tuple[int, ...], ...]) -> _Room:
@@ -112,10 +113,7 @@ class Executor:
         return room
 
     def _run_in(self, room: _Room, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        try:
-            frame = room.idle.pop()
-        except IndexError:
-            frame = room.frame()
+        frame = room.take()
         frame.bind(inputs, outputs)
         failed = self._run(frame.address, 0, room.steps)
         room.idle.append(frame)
@@ -183,8 +181,14 @@ class _Room:
                 self._slots.append(starts[span.memory][span.index] + span.offset if span.memory in starts else 0)
             self._slots += sizes
 
-    def frame(self) -> _Frame:
-        """One more workspace."""
+    def take(self) -> _Frame:
+        """A workspace that no run uses; one that was used before has its pages, others get them while they run."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._frame()
+
+    def _frame(self) -> _Frame:
         workspace = _pages(self._workspace)
         base = workspace.ctypes.data
         slots = (ctypes.c_int64 * len(self._slots))(*self._slots)
