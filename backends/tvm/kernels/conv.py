@@ -2,7 +2,9 @@
 
 One register tile (:mod:`register_tile`) holds ``pixels`` neighbours along the last axis times ``vectors`` blocks of
 output channels. The reduction runs over blocks of input channels, taps, and channels inside the block; the weights
-lie in that order. See :mod:`geometry` for padding and for transposed convolutions.
+lie in that order. Where the weights of a tile outgrow the level 1 cache, all tiles of the image pass a few blocks of
+input channels before the next ones are taken; y holds the sums in between. See :mod:`geometry` for padding and for
+transposed convolutions.
 
 Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", SC 2018
 (arXiv 1808.05567). Layout: Y. Liu et al., "Optimizing CNN Model Inference on CPUs" (NeoCPU), ATC 2019.
@@ -10,13 +12,11 @@ Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolut
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -33,75 +33,32 @@ from shave.backends.tvm.kernels.base import (
     for_tile,
     loop,
     offset,
+    only_if,
     root,
     tensor,
     unravel,
 )
+from shave.backends.tvm.kernels.conv_schedule import ConvSchedule, blocks_of, candidates, default, merged, seconds
 from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
 from shave.backends.tvm.kernels.geometry import (
     ConvShape,
     Phase,
     PixelRun,
-    merge_axes,
-    merged_groups,
     met_taps,
     phases,
     pixel_runs,
 )
-from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
+from shave.backends.tvm.kernels.prefetch import Prefetch
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
     Part,
     RegisterTile,
-    cycles_per_step,
-    cycles_per_tile,
-    fits,
 )
 
-MAX_PIXELS = 28
-MAX_VECTORS = 8
-FAR_LOADS = 8
-"""Loads from level 2 that cost as much as one of a line of a large image (fitted to measurements)."""
-
-
-@dataclass(frozen=True)
-class ConvSchedule:
-    """Choices of a direct convolution.
-
-    Attributes:
-        pixels: Largest number of pixels of a tile.
-        vectors: Largest number of output channel blocks of a tile.
-        outer: What the outermost loop walks: ``channels`` keeps the weights of a tile in cache while the image
-            streams by, ``space`` keeps a few rows of the image while all weights stream by.
-        merge: Rows laid end to end before tiles are cut (pointwise convolutions only, else 1).
-        prefetch: Whether tiles ask for the weights of the next panel; see :mod:`prefetch`.
-    """
-
-    pixels: int
-    vectors: int
-    outer: Literal["channels", "space"] = "channels"
-    merge: int = 1
-    prefetch: bool = True
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Channels in blocks, per merged group."""
-
-    groups: int
-    inputs: tuple[Run, ...]
-    input_blocks: int
-    output_blocks: int
-
-
-def _blocks(shape: ConvShape, lanes: int) -> _Blocks:
-    groups = shape.groups // merged_groups(shape, lanes)
-    inputs, outputs = shape.in_channels // groups, shape.out_channels // groups
-    # A plain input is a blocked one with blocks of one channel.
-    width = 1 if shape.plain_input else lanes
-    runs = (Run(inputs // width, width), Run(1, inputs % width))
-    present = tuple(run for run in runs if run.count and run.size)
-    return _Blocks(groups, present, ceil_div(inputs, width), ceil_div(outputs, lanes))
+__all__ = [
+    "ConvSchedule", "ConvShape", "build", "candidates", "default", "input_shape", "output_shape", "pack", "reference",
+    "seconds",
+]  # fmt: skip
 
 
 def input_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
@@ -114,85 +71,6 @@ def input_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
 def output_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
     """Shape of the last parameter, always blocked."""
     return (shape.batch, ceil_div(shape.out_channels, target.lanes), *shape.out_spatial, target.lanes)
-
-
-def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
-    """Estimated cycles of the busiest core for the arithmetic of one call."""
-    blocks = _blocks(shape, target.lanes)
-    inputs = shape.in_channels // blocks.groups
-    channels = even_runs(blocks.output_blocks, schedule.vectors)
-    weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * inputs
-    image = 4 * shape.in_channels * prod(shape.spatial)
-    far = FAR_LOADS if image > target.l2_bytes // 4 and not shape.plain_input else 0
-    total: float = 0
-    units = 0
-    for phase in phases(_merged(shape, schedule)):
-        outer, tiles = _work(phase, schedule.pixels)
-        rows = prod(axis.extent for axis in phase[:-1])
-        units += rows * sum(int(run.count) for run in channels)
-        for run, tile in itertools.product(channels, tiles):
-            # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2. Each line
-            # of a large image comes from level 2 or farther, once for all taps and vectors.
-            slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
-            slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
-            steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
-            one = outer * inputs * steps + rows * cycles_per_tile(tile.tiles.size, run.size)
-            total += int(run.count) * int(tile.tiles.count) * one
-    units *= blocks.groups * (shape.batch or 1)
-    return total * blocks.groups * (shape.batch or 1) * ceil_div(units, target.cores) / units
-
-
-@functools.lru_cache(maxsize=1024)
-def _work(phase: tuple[Phase, ...], pixels: int) -> tuple[int, list[PixelRun]]:
-    """Of one block of channels: taps met along all axes but the last, and the tiles along the last."""
-    *outer, inner = phase
-    return prod(axis.met_taps for axis in outer), pixel_runs(inner, pixels)
-
-
-def seconds(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
-    """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
-    arithmetic = _cycles(shape, schedule, target) / (target.gigahertz * 1e9)
-    blocks = _blocks(shape, target.lanes)
-    width = target.lanes if not shape.plain_input else 1
-    block = 4 * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
-    memory = block * blocks.groups * blocks.output_blocks / target.cores / (target.memory_gbytes * 1e9)
-    return overlapped(arithmetic, memory, schedule.vectors * block, target)
-
-
-def _merged(shape: ConvShape, schedule: ConvSchedule) -> ConvShape:
-    return shape if schedule.merge == 1 else replace(shape, spatial=merge_axes(shape.spatial, schedule.merge))
-
-
-def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
-    """The dozen best tiles by the analytic model, each with both loop orders, some without prefetch; best first."""
-    merges = [1]
-    if shape.pointwise and len(shape.spatial) > 1:
-        merges = [m for m in range(1, shape.spatial[-2] + 1) if shape.spatial[-2] % m == 0]
-    order = _outer(shape, target)
-    tiles = [
-        ConvSchedule(pixels, vectors, order, merge)
-        for merge in merges
-        for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
-        if fits(pixels, vectors, target)
-    ]
-    best = sorted(tiles, key=lambda s: (seconds(shape, s, target), s.merge, -s.pixels))[:12]
-    other: Literal["channels", "space"] = "space" if order == "channels" else "channels"
-    found = best + [replace(s, outer=other) for s in best]
-    return found if shape.plain_input else found + [replace(s, prefetch=False) for s in best[:4]]
-
-
-def default(shape: ConvShape, target: Target) -> ConvSchedule:
-    """The best tile by the analytic model."""
-    return candidates(shape, target)[0]
-
-
-def _outer(shape: ConvShape, target: Target) -> Literal["channels", "space"]:
-    blocks = _blocks(shape, target.lanes)
-    block = target.lanes * 4
-    weights = block * blocks.groups * blocks.output_blocks * prod(shape.kernel) * shape.in_channels // blocks.groups
-    image = 4 * shape.in_channels * prod(shape.spatial)
-    half = target.l2_bytes // 2
-    return "space" if weights <= half < image else "channels"
 
 
 def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
@@ -208,7 +86,7 @@ def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
         channel or two channels belong to different groups of a merged group.
     """
     lanes = target.lanes
-    blocks = _blocks(shape, lanes)
+    blocks = blocks_of(shape, lanes)
     merged = shape.groups // blocks.groups
     if shape.transposed:
         # [in, out / groups, ...] to [out, in / groups, ...]
@@ -277,10 +155,11 @@ def _strided(tap: Sequence[int], shape: ConvShape, counts: Sequence[int]) -> tup
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What a tile asks for while it computes: how, and from which element on."""
+    """What a tile asks for while it computes: how, from which element on, and the first chunk that it computes with."""
 
     prefetch: Prefetch
     first: int | Expr
+    chunk: int | Expr
 
 
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
@@ -299,9 +178,10 @@ class _Emitter:
         self.schedule = schedule
         self.epilogue = epilogue
         self.lanes = target.lanes
-        self.blocks = _blocks(shape, target.lanes)
+        self.blocks = blocks_of(shape, target.lanes)
         self.batch = extent(shape.batch)
-        self.shape = _merged(shape, schedule)
+        self.shape = merged(shape, schedule)
+        self.depth = schedule.depth or self.blocks.input_blocks
         total_blocks = self.blocks.groups * self.blocks.output_blocks
         width = 1 if shape.plain_input else self.lanes
         outputs = (self.batch, *output_shape(shape, target)[1:])
@@ -324,32 +204,55 @@ class _Emitter:
                 self._phase(phase)
 
     def _phase(self, phase: tuple[Phase, ...]) -> None:
-        *outer, inner = phase
         channels = even_runs(self.blocks.output_blocks, self.schedule.vectors)
-        channel_tiles = sum(int(run.count) for run in channels)
-        space = [axis.extent for axis in outer]
-        features = [self.blocks.groups, channel_tiles]
+        space = [axis.extent for axis in phase[:-1]]
+        features = [self.blocks.groups, sum(int(run.count) for run in channels)]
+        passes = ceil_div(self.blocks.input_blocks, self.depth)
+        if passes > 1:
+            with T.parallel(0, self.batch * prod(features)) as index:
+                n, group, tile = bind(*unravel(index, [self.batch, *features]))
+
+                def panel(first: int | Expr, blocks: Run) -> None:
+                    with T.serial(0, passes) as number, ExitStack() as loops:
+                        position = [loops.enter_context(loop(size)) for size in space]
+                        self._row(phase, n, group, first, blocks.size, position, number)
+
+                for_tile(tile, channels, panel)
+            return
         channels_first = self.schedule.outer == "channels"
         extents = [self.batch, *features, *space] if channels_first else [self.batch, *space, *features]
         with T.parallel(0, self.batch * prod(space) * prod(features)) as index:
             n, *rest = bind(*unravel(index, extents))
             split = len(features) if channels_first else len(space)
             (group, tile), position = (rest[:split], rest[split:]) if channels_first else (rest[split:], rest[:split])
+            for_tile(tile, channels, lambda first, blocks: self._row(phase, n, group, first, blocks.size, position, 0))
 
-            def row(first: int | Expr, blocks: Run) -> None:
-                runs = pixel_runs(inner, self.schedule.pixels)
-                asking, visit = self._prefetch(outer, position, runs, blocks.size)
-                following = group * self.blocks.output_blocks + first + blocks.size
-                for run in runs:
-                    with loop(run.tiles.count) as t:
-                        pixel = run.first + t * run.tiles.size
-                        ahead = None
-                        if asking is not None:
-                            ahead = _Ahead(asking, asking.first(following * self._block_elements, visit + t))
-                        self._tile(phase, run, n, group, first, blocks.size, [*position, pixel], ahead)
-                    visit = visit + int(run.tiles.count)
-
-            for_tile(tile, channels, row)
+    def _row(
+        self,
+        phase: tuple[Phase, ...],
+        n: int | Expr,
+        group: int | Expr,
+        first: int | Expr,
+        vectors: int,
+        position: list[int | Expr],
+        number: int | Expr,
+    ) -> None:
+        """Pass ``number`` over the tiles along the last axis, of ``vectors`` blocks of channels from ``first`` on."""
+        *outer, inner = phase
+        runs = pixel_runs(inner, self.schedule.pixels)
+        asking, visit = self._prefetch(outer, position, runs, vectors)
+        (block,) = bind(group * self.blocks.output_blocks + first)
+        following = (block + vectors) * self._block_elements
+        chunk = number * (self.depth * prod(self.shape.kernel))
+        if not isinstance(number, int):
+            begin = block * self._block_elements + (number + 1) * (self.depth * self._chunk_elements)
+            following = T.Select((number + 1) * self.depth < self.blocks.input_blocks, begin, following)
+        for run in runs:
+            with loop(run.tiles.count) as t:
+                pixel = run.first + t * run.tiles.size
+                ahead = None if asking is None else _Ahead(asking, asking.first(following, visit + t), chunk)
+                self._tile(phase, run, n, group, block, vectors, [*position, pixel], number, ahead)
+            visit = visit + int(run.tiles.count)
 
     def _prefetch(
         self, outer: Sequence[Phase], position: Sequence[int | Expr], runs: Sequence[PixelRun], vectors: int
@@ -362,13 +265,21 @@ class _Emitter:
         for q, axis in zip(position, outer, strict=True):
             number = number * axis.extent + q
         rows = prod(axis.extent for axis in outer) if self.schedule.outer == "channels" else 1
-        chunks = self.blocks.input_blocks * prod(self.shape.kernel)
-        return Prefetch.of(vectors * self._block_elements, chunks, rows * tiles), number * tiles
+        chunks = self.depth * prod(self.shape.kernel)
+        whole = self.depth == self.blocks.input_blocks
+        pieces = [0] if whole else [v * self._block_elements for v in range(vectors)]
+        elements = self.depth * self._chunk_elements * (vectors if whole else 1)
+        return Prefetch.of(elements, chunks, rows * tiles, tuple(pieces)), number * tiles
+
+    @property
+    def _chunk_elements(self) -> int:
+        """Weights of one block of output channels and one of input channels."""
+        return prod(self.shape.kernel) * self.x_sizes[-1] * self.lanes
 
     @property
     def _block_elements(self) -> int:
         """Weights of one block of output channels."""
-        return self.blocks.input_blocks * prod(self.shape.kernel) * self.x_sizes[-1] * self.lanes
+        return self.blocks.input_blocks * self._chunk_elements
 
     def _tile(
         self,
@@ -376,15 +287,15 @@ class _Emitter:
         run: PixelRun,
         n: int | Expr,
         group: int | Expr,
-        first: int | Expr,
+        block: int | Expr,
         vectors: int,
         position: list[int | Expr],
+        number: int | Expr,
         ahead: _Ahead | None,
     ) -> None:
-        """One register tile: ``position`` is its first output, along each axis in units of the phase."""
+        """One register tile in one pass: ``position`` is its first output, along each axis in units of the phase."""
         lanes = self.lanes
         tile = RegisterTile(run.tiles.size, vectors, lanes)
-        (block,) = bind(group * self.blocks.output_blocks + first)
         place = [axis.first_output + q * axis.output_step for axis, q in zip(phase, position, strict=True)]
         result = offset(self.y_sizes, n, block, *place, 0)
         vector_step = prod(self.shape.out_spatial) * lanes
@@ -395,13 +306,20 @@ class _Emitter:
 
         steps = self.blocks.input_blocks * self.lanes * prod(axis.taps for axis in phase)
         if steps >= LONG_REDUCTION:
-            tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
+            with only_if(number == 0 if isinstance(number, int) else number < 1):
+                tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
+        whole = self.depth == self.blocks.input_blocks
+        if not whole:
+            with only_if(number > 0):
+                tile.load(lambda row, part: self.y.load(at(row, part), part.width))
         if all(axis.taps for axis in phase):
             first_input = group * self.blocks.input_blocks
-            done = 0
+            (done,) = bind(number * self.depth)
+            left = self.blocks.input_blocks - done
             for inputs in self.blocks.inputs:
-                self._reduce(tile, phase, run, n, block, position, first_input, done, inputs, ahead)
-                done += int(inputs.count)
+                here = inputs if whole else Run(T.min(self.depth, left), inputs.size)
+                self._reduce(tile, phase, run, n, block, position, first_input, done, here, ahead)
+                done = done + inputs.count
 
         def load(operand: int, row: int | Expr, part: Part) -> Expr:
             if isinstance(self.epilogue.operands[operand], Bias):
@@ -411,7 +329,14 @@ class _Emitter:
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.y.store(at(row, part), value, part.width)
 
-        tile.finish(self.epilogue, load, store)
+        if whole:
+            tile.finish(self.epilogue, load, store)
+        else:
+            with T.If((number + 1) * self.depth < self.blocks.input_blocks):
+                with T.Then():
+                    tile.finish(Epilogue(), load, store)
+                with T.Else():
+                    tile.finish(self.epilogue, load, store)
 
     def _reduce(
         self,
@@ -422,7 +347,7 @@ class _Emitter:
         block: int | Expr,
         position: list[int | Expr],
         first_input: int | Expr,
-        done: int,
+        done: int | Expr,
         inputs: Run,
         ahead: _Ahead | None,
     ) -> None:
@@ -448,7 +373,7 @@ class _Emitter:
                     pixel = base + tap * inner.tap_input
                     source = offset(self.x_sizes, n, first_input + b, *pixels, pixel, 0)
                     if ahead is not None:
-                        ahead.prefetch.ask(self.weight, ahead.first, chunk)
+                        ahead.prefetch.ask(self.weight, ahead.first, chunk - ahead.chunk)
                     with loop(inputs.size) as c:
                         self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
 

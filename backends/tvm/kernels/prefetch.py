@@ -8,6 +8,7 @@ burst of them would hold up the loads of the tile itself.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,17 @@ from shave.backends.tvm.kernels.base import Flat, bind, ceil_div, only_if
 LINE_BYTES = 64
 LINE = LINE_BYTES // 4
 """Float32 elements of a cache line."""
-LEAST_EXPOSED = 0.25
+LEAST_EXPOSED = 0.125
+"""Share of the shorter of arithmetic and reading that does not hide behind the longer, for the smallest panels."""
 
 
 def overlapped(arithmetic: float, memory: float, panel: int, target: Target) -> float:
     """Estimated seconds of computing and reading weights side by side.
 
     The shorter of the two hides behind the longer but for a part that grows with the share of the level 2 cache which a
-    panel of so many bytes and the next one take (fitted to measurements on an AVX-512 core).
+    panel of so many bytes takes (fitted to measurements on an AVX-512 core).
     """
-    exposed = min(1.0, max(LEAST_EXPOSED, 2 * panel / target.l2_bytes))
+    exposed = min(1.0, LEAST_EXPOSED + panel / target.l2_bytes)
     return max(arithmetic, memory) + exposed * min(arithmetic, memory)
 
 
@@ -39,15 +41,17 @@ class Prefetch:
         chunks: Steps of a tile at which it asks.
         lines: Lines that it asks for at each.
         tiles: Tiles that ask: the first of those that the panel computes.
+        pieces: Offsets of the pieces of the panel, elements. Each step asks for ``lines`` of every piece.
     """
 
     chunks: int
     lines: int
     tiles: int
+    pieces: tuple[int, ...] = (0,)
 
     @staticmethod
-    def of(elements: int, chunks: int, tiles: int) -> Prefetch | None:
-        """Share a panel of float32 ``elements`` among ``tiles`` of ``chunks`` steps.
+    def of(elements: int, chunks: int, tiles: int, pieces: tuple[int, ...] = (0,)) -> Prefetch | None:
+        """Share a panel, ``pieces`` of float32 ``elements`` each, among ``tiles`` of ``chunks`` steps.
 
         None if there is but one tile: then computing takes less time than reading, which the hardware foresees.
         """
@@ -55,7 +59,7 @@ class Prefetch:
             return None
         total = ceil_div(elements, LINE)
         lines = ceil_div(total, tiles * chunks)
-        return Prefetch(chunks, lines, ceil_div(total, chunks * lines))
+        return Prefetch(chunks, lines, ceil_div(total, chunks * lines), pieces)
 
     def first(self, panel: int | Expr, tile: int | Expr) -> int | Expr:
         """Element from which tile number ``tile`` asks for lines of the panel at ``panel``; negative if it does not."""
@@ -73,5 +77,5 @@ class Prefetch:
             return
         with only_if(first >= 0):
             (start,) = bind(first + chunk * (self.lines * LINE))
-            for line in range(self.lines):
-                weight.prefetch(start + line * LINE, 2)
+            for piece, line in itertools.product(self.pieces, range(self.lines)):
+                weight.prefetch(start + (piece + line * LINE), 2)

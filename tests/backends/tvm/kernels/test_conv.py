@@ -81,6 +81,46 @@ def test_every_candidate_computes_the_same(target):
             check_conv(conv, shape, target, schedule=schedule)
 
 
+DEEP = {
+    "uneven passes": (ConvShape(2, 80, 35, (5, 9), (3, 3), (1, 1), SAME), 2),
+    "pointwise": (ConvShape(1, 48, 24, (4, 7), (1, 1)), 1),
+    "stride and dilation, 1-d": (ConvShape(1, 64, 40, (21,), (3,), (2,), ((2, 1),), (2,)), 3),
+    "groups": (ConvShape(1, 96, 48, (5, 6), (3, 3), (1, 1), SAME, groups=2), 2),
+    "transposed": (ConvShape(2, 48, 24, (5, 9), (4, 3), (2, 1), SAME, transposed=True), 2),
+    "batch known only at run time": (ConvShape(None, 48, 33, (6, 5), (2, 2)), 2),
+}
+
+
+@each_target
+@pytest.mark.parametrize(("shape", "depth"), DEEP.values(), ids=DEEP)
+def test_sums_of_passes_add_up(shape, depth, target):
+    tile = dataclasses.replace(conv.default(shape, target), outer="channels", depth=depth)
+    check_conv(conv, shape, target, FULL, tile, batch=None if shape.batch else 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_weights_of_a_pass_fit_the_level_1_cache(threads):
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=threads, l1_bytes=48 << 10, l2_bytes=2 << 20)
+    for kernel, pads in (((3, 3), SAME), ((1, 1), ((0, 0), (0, 0)))):
+        shape = ConvShape(1, 512, 512, (7, 7), kernel, (1, 1), pads)
+        # More threads than panels share the rows of a panel, in one pass.
+        assert (conv.default(shape, target).depth is None) == (threads == 64)
+        found = [s for s in conv.candidates(shape, target) if s.depth]
+        for s in found:
+            assert s.outer == "channels"
+            assert s.depth == 1 or 4 * 16 * s.vectors * s.depth * 16 * kernel[0] ** 2 <= target.l1_bytes // 2
+
+
+def test_weights_of_passes_are_asked_for_ahead():
+    target = resolve("x86-64-v4")
+    shape = ConvShape(1, 64, 64, (7, 7), (3, 3), (1, 1), SAME)
+    for prefetch in (True, False):
+        schedule = conv.ConvSchedule(7, 3, prefetch=prefetch, depth=1)
+        function = conv.build(shape, schedule, target, Epilogue())
+        assembly = tvm.compile(function, tvm_target(target)).mod.inspect_source("s")
+        assert ("prefetcht1" in assembly) == prefetch
+
+
 @st.composite
 def shapes(draw):
     rank = draw(st.integers(1, 2))
@@ -169,5 +209,5 @@ def test_seconds_count_taps_inside_the_image_only():
     target = dataclasses.replace(resolve("x86-64-v4"), cores=1, memory_gbytes=1e6)
     shape = ConvShape(1, 64, 64, (1, 56), (3, 3), (1, 1), SAME)
     flat = dataclasses.replace(shape, kernel=(1, 3), padding=((0, 0), (1, 1)))
-    schedule = conv.default(flat, target)
+    schedule = dataclasses.replace(conv.default(flat, target), depth=None)
     assert conv.seconds(shape, schedule, target) == pytest.approx(conv.seconds(flat, schedule, target), rel=0.01)
