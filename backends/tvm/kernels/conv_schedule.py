@@ -138,6 +138,9 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
         if fits(pixels, vectors, target)
     ]
+    if shape.plain_input:
+        # LLVM loads neighbours of a plain row together and spreads them from registers, which it then needs.
+        tiles = [s for s in tiles if s.pixels * s.vectors <= target.vector_registers * 3 // 4]
     if order == "channels":
         cut = [replace(s, depth=_depth(shape, s.vectors, target)) for s in tiles]
         tiles += [s for s in cut if s.depth]

@@ -111,6 +111,12 @@ def test_weights_of_a_pass_fit_the_level_1_cache(threads):
             assert s.depth == 1 or 4 * 16 * s.vectors * s.depth * 16 * kernel[0] ** 2 <= target.l1_bytes // 2
 
 
+@each_target
+def test_tiles_of_a_plain_input_leave_registers_for_its_pixels(target):
+    shape = ConvShape(1, 3, 32, (224, 224), (3, 3), (2, 2), SAME, plain_input=True)
+    assert max(s.pixels * s.vectors for s in conv.candidates(shape, target)) == target.vector_registers * 3 // 4
+
+
 def test_weights_of_passes_are_asked_for_ahead():
     target = resolve("x86-64-v4")
     shape = ConvShape(1, 64, 64, (7, 7), (3, 3), (1, 1), SAME)
