@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def compile(
         program: A program, or the path of an ``.onnx`` or ``.pt2`` file.
         target: What to compile for; see :func:`shave.backends.targets.resolve`.
         passes: What to run first, as :class:`shave.passes.manager.PassManager` takes it; None for nothing.
-        threads: Threads for one call of the artifact; see :func:`shave.backends.runtime.default_threads`.
+        threads: Threads for one call of the artifact, for which schedules are chosen too; see
+            :func:`shave.backends.runtime.default_threads`. By default schedules are for all cores of the target.
         calibration: Input tuples for passes that need data.
         tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that. Other kernels,
             and kernels measured on another machine, have the default.
@@ -65,6 +67,7 @@ def compile(
     target = resolve(target) if isinstance(target, str) else target
     if threads is not None:
         check_threads(threads)
+        target = replace(target, cores=threads)
     if target.kind == "cuda":
         raise UnsupportedError(f"target {target.name}: code for CUDA cannot be generated yet; compile for a CPU")
 
@@ -75,7 +78,7 @@ def compile(
     if tuned is not None:
         from shave.backends.tvm.tune.database import Database, Tuned
 
-        schedules = Tuned(Database.read(Path(tuned)), threads or target.cores)
+        schedules = Tuned(Database.read(Path(tuned)), target.cores)
     with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
@@ -89,7 +92,7 @@ def compile(
             program = PassManager(passes).run(
                 program,
                 target=target,
-                oracle=cost_oracle(target, threads),
+                oracle=cost_oracle(target),
                 calibration=calibration,
                 progress=progress,
             )

@@ -90,8 +90,11 @@ class Record:
 
 
 def machine_of(target: Target) -> str:
-    """What decides how fast a schedule is beside the kernel: the target but for its name, and versions, as a digest."""
-    processor = [target.cpu, target.triple, sorted(target.features), target.cores]
+    """What decides how fast a schedule is beside the kernel: a digest of target and versions.
+
+    The number of cores is not part of it: records tell the number of threads.
+    """
+    processor = [target.cpu, target.triple, sorted(target.features)]
     sizes = [target.vector_bytes, target.vector_registers, target.l1_bytes, target.l2_bytes]
     text = json.dumps([processor, sizes, made_with(), CODEGEN])
     return f"{target.cpu}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

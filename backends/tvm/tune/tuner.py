@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,10 +150,11 @@ def tune(
     known = Database.read(path)
     workers.start()
     threads = threads or target.cores
+    target = replace(target, cores=threads)
     if passes is not None:
         from shave.passes.manager import PassManager
 
-        oracle = cost_oracle(target, threads)
+        oracle = cost_oracle(target)
         program = PassManager(passes).run(program, target=target, oracle=oracle, calibration=calibration)
     collected, weight_bytes = _collect(program, target)
     meter = Meter(threads, min(max(weight_bytes, 2 * target.l2_bytes), _MOST_COPIES_BYTES))
