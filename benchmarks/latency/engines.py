@@ -94,11 +94,13 @@ def openvino(folder: Path, inputs: list[Array], threads: int) -> Call:
         },
     )
     request = compiled.create_infer_request()
-    for position, array in enumerate(inputs):
-        request.set_input_tensor(position, ov.Tensor(array, shared_memory=True))
+    lent = [ov.Tensor(array, shared_memory=True) for array in inputs]
+    for position, tensor in enumerate(lent):
+        request.set_input_tensor(position, tensor)
     count = len(compiled.outputs)
 
     def call() -> Sequence[Any]:
+        assert len(lent) == len(inputs)  # OpenVINO borrows the arrays: they must live as long as this function
         request.infer(share_outputs=True)
         return [request.get_output_tensor(k).data for k in range(count)]
 
