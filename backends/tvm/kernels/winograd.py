@@ -115,11 +115,14 @@ def _extents(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -
 
 def seconds(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> float:
     """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
-    _, _, out_blocks, blocks = _extents(shape, schedule, target)
+    tiles, _, out_blocks, blocks = _extents(shape, schedule, target)
     parts = [_transforms(shape, schedule, target), _products(shape, schedule, target)]
     cycles, cached, memory = (float(sum(values)) for values in zip(*map(astuple, parts), strict=True))
-    units = blocks if schedule.order == "elements" else ceil_div(out_blocks, schedule.vectors)
-    imbalance = ceil_div(units, target.cores) * target.cores / units
+    if schedule.order == "elements":  # the last block may hold a few tiles only
+        imbalance = min(tiles, ceil_div(blocks, target.cores) * schedule.rows * schedule.block) * target.cores / tiles
+    else:
+        units = ceil_div(out_blocks, schedule.vectors)
+        imbalance = ceil_div(units, target.cores) * target.cores / units
     bandwidth = target.memory_gbytes * 1e9
     arithmetic = imbalance * cycles / (target.gigahertz * 1e9)
     return (arithmetic + cached / (CACHE_SPEED * bandwidth) + memory / bandwidth) / target.cores
