@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -153,8 +154,15 @@ def _without_torch() -> Iterator[None]:
 
 def load(library: memoryview) -> Any:
     """Load a shared library as a module of TVM, which unloads it when it dies."""
-    with _private_file(library) as path:
-        return ffi().get_global_func("ffi.Module.load_from_file.so")(path, "")
+    open_module = ffi().get_global_func("ffi.Module.load_from_file.so")
+
+    def opened() -> Any:
+        with _private_file(library) as path:
+            return open_module(path, "")
+
+    # In a thread of its own, by which the file is named.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(opened).result()
 
 
 _loads = itertools.count(1)
@@ -167,10 +175,12 @@ def _private_file(content: memoryview) -> Iterator[str]:
         with os.fdopen(os.memfd_create("shave"), "wb") as stream:
             stream.write(content)
             stream.flush()
-            # The dynamic linker takes equal paths for equal libraries without a look at the file, but numbers of closed
-            # files come back. So each load spells the path another way: "/" and "./" for the bits of a count.
+            # Numbers of closed files come back, but what prints a stack trace reads every library anew, by its path: so
+            # the path leads through this thread and is dead with it. And the dynamic linker takes equal paths for equal
+            # libraries without a look at the file, so each load spells it another way: "/" and "./" for the bits of a
+            # count.
             spelling = f"{next(_loads):b}".replace("0", "/").replace("1", "./")
-            yield f"/proc/self/fd/{spelling}{stream.fileno()}"
+            yield f"/proc/self/task/{threading.get_native_id()}/fd/{spelling}{stream.fileno()}"
     else:
         with tempfile.NamedTemporaryFile(suffix=".so") as stream:
             stream.write(content)

@@ -22,6 +22,7 @@ from shave.backends.tvm.build import build
 from shave.ir.errors import SignatureError
 from tests.backends import handmade
 from tests.backends.handmade import OUT, WIDTH, expected
+from tests.conftest import ROOT
 
 RNG = np.random.default_rng(2)
 
@@ -293,6 +294,13 @@ def _run(code: str, packed: Path) -> subprocess.CompletedProcess[str]:
 CALL = "a = load(sys.argv[1]); y = a(np.ones((2, 64), 'float32'))[0]; assert y.shape == (2, 10), y\n"
 HEAD = "import sys; import numpy as np\n"
 LOAD = "from shave import load\n"
+
+
+def test_a_model_can_be_compiled_after_an_artifact_was_loaded(packed: Path) -> None:
+    """What TVM starts then opens files whose numbers those of loaded libraries had; a stack trace must not read them."""
+    model = ROOT / "examples" / "models" / "digits_cnn.onnx"
+    done = _run(f"{HEAD}{LOAD}{CALL}import shave\nshave.compile({str(model)!r})\n", packed)
+    assert done.returncode == 0, done.stderr
 
 
 def test_neither_torch_nor_tvm_is_imported_and_nothing_is_printed(packed: Path) -> None:

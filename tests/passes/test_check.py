@@ -157,3 +157,30 @@ def test_a_pass_may_set_its_own_tolerance() -> None:
     assert PassManager(Loose(1.001)).run(program).report[0].changed
     with pytest.raises(PassError):
         PassManager(ScaleWeight(1.001), reproduce=False).run(program)
+
+
+class Magnifies(nn.Module):
+    """A map at the edge of chaos: each round doubles what its input is off by."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(10):
+            x = 1 - 2 * (x - 0.5).abs()
+        return x
+
+
+def test_a_program_that_magnifies_roundings_is_held_to_what_it_does_to_its_own() -> None:
+    program = trace(Magnifies(), (torch.rand(64),))
+    x = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    check = OutputCheck(program, (x,))
+
+    def nudged(by: float) -> Program:
+        copy = program.clone()
+        with copy.rewrite(by="test") as rewriter:
+            (first, *_) = copy.calls
+            shifted = rewriter.call(torch.ops.aten.add.Tensor, (copy.inputs[0], by), before=first, sources=[first])
+            first.replace_input_with(copy.inputs[0], shifted)
+        return copy
+
+    check.after(Idle(), nudged(1e-7))
+    with pytest.raises(PassError, match="moved"):
+        check.after(Idle(), nudged(1e-5))
