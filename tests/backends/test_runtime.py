@@ -297,7 +297,7 @@ LOAD = "from shave import load\n"
 
 
 def test_a_model_can_be_compiled_after_an_artifact_was_loaded(packed: Path) -> None:
-    """What TVM starts then opens files whose numbers those of loaded libraries had; a stack trace must not read them."""
+    """Files opened since may bear the numbers of the libraries that were loaded: stack traces must not read them."""
     model = ROOT / "examples" / "models" / "digits_cnn.onnx"
     done = _run(f"{HEAD}{LOAD}{CALL}import shave\nshave.compile({str(model)!r})\n", packed)
     assert done.returncode == 0, done.stderr
