@@ -1,8 +1,9 @@
 """Regions: which nodes become one kernel call.
 
 A region starts at an *anchor* (a convolution or a matrix product) and swallows the chain of nodes behind it that the
-kernel's epilogue can compute while the result is in registers: bias, residual add, activation. Only a chain is
-swallowed: each inner value has one reader, so nothing is computed twice and nothing else misses a value.
+kernel's epilogue can compute while the result is in registers: activations, and sums and products with a value per
+channel or with a tensor of the same shape. Only a chain is swallowed: each inner value has one reader, so nothing is
+computed twice and nothing else misses a value.
 """
 
 from __future__ import annotations
@@ -14,8 +15,22 @@ from typing import Any
 import torch
 from torch import fx
 
-from shave.backends.tvm.kernels.epilogue import Activation, Epilogue, Residual, Step
+from shave.backends.tvm.kernels.epilogue import (
+    Activation,
+    Bias,
+    Epilogue,
+    Factor,
+    OperandStep,
+    PerElement,
+    Residual,
+    Scale,
+    Slope,
+    Step,
+)
 from shave.ir.ops import argument, op_name
+
+_PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.addmm")
+"""Anchors whose channels are the last axis; those of a convolution are axis 1."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,12 @@ class Region:
     Attributes:
         nodes: The anchor first, the node whose value the kernel stores last.
         steps: Epilogue steps after the anchor's own bias, in order.
-        residuals: The tensor that each :class:`Residual` step adds, in order.
+        operands: The tensor of each step that takes one, in order.
     """
 
     nodes: tuple[fx.Node, ...]
     steps: tuple[Step, ...] = ()
-    residuals: tuple[fx.Node, ...] = ()
+    operands: tuple[fx.Node, ...] = ()
 
     def epilogue(self, first: tuple[Step, ...] = ()) -> Epilogue:
         """The whole epilogue, ``first`` (the anchor's bias) ahead."""
@@ -60,7 +75,7 @@ def find_regions(graph: fx.Graph, is_anchor: Callable[[fx.Node], bool]) -> dict[
 def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
     nodes = [anchor]
     steps: list[Step] = []
-    residuals: list[fx.Node] = []
+    operands: list[fx.Node] = []
     while True:
         last = nodes[-1]
         if (gate := _gated(last)) is not None and not taken & set(gate[0]):
@@ -71,17 +86,19 @@ def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
         if reader is None or reader in taken:
             break
         activation = activation_of(reader, last)
-        other = _added(reader, last)
+        combined = _combined(reader, last, op_name(anchor) in _PRODUCTS)
         if activation is not None:
             steps.append(activation)
-        elif other is not None and not residuals:
+        elif combined is not None and not (
+            isinstance(combined[0], PerElement) and any(isinstance(step, PerElement) for step in steps)
+        ):
             # The kernel runs where the last node stood, so the other operand is there by then.
-            steps.append(Residual())
-            residuals.append(other)
+            steps.append(combined[0])
+            operands.append(combined[1])
         else:
             break
         nodes.append(reader)
-    return Region(tuple(nodes), tuple(steps), tuple(residuals))
+    return Region(tuple(nodes), tuple(steps), tuple(operands))
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -89,18 +106,48 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 and readers[0].op == "call_function" else None
 
 
-def _added(reader: fx.Node, value: fx.Node) -> fx.Node | None:
-    """The other operand, where ``reader`` adds a tensor of the same shape and dtype to ``value``."""
-    if op_name(reader) != "aten.add" or argument(reader, "alpha") != 1:
+def _combined(reader: fx.Node, value: fx.Node, channels_last: bool) -> tuple[OperandStep, fx.Node] | None:
+    """The step that combines ``value`` with another tensor, and that tensor; None where ``reader`` does not."""
+    name = op_name(reader)
+    if name == "aten.prelu":
+        return _prelu(reader, value, channels_last)
+    if name not in ("aten.add", "aten.mul") or (name == "aten.add" and argument(reader, "alpha") != 1):
         return None
     operands = [a for a in (argument(reader, "self"), argument(reader, "other")) if isinstance(a, fx.Node)]
     if len(operands) != 2 or operands[0] is operands[1] or value not in operands:
         return None
     other = operands[1] if operands[0] is value else operands[0]
-    mine, its = value.meta["val"], other.meta.get("val")
-    if not isinstance(its, torch.Tensor) or its.dtype != mine.dtype or len(its.shape) != len(mine.shape):
+    if not _same_dtype(other, value):
         return None
-    return other if all(str(a) == str(b) for a, b in zip(its.shape, mine.shape, strict=True)) else None
+    mine, its = [str(size) for size in value.meta["val"].shape], [str(size) for size in other.meta["val"].shape]
+    if mine == its:
+        return (Residual() if name == "aten.add" else Factor()), other
+    step = Bias if name == "aten.add" else Scale
+    repeated = ["1"] * (len(mine) - len(its)) + its
+    axis = len(mine) - 1 if channels_last else 1
+    if len(repeated) != len(mine) or mine[axis] == "1" or repeated[axis] != mine[axis]:
+        return None
+    elsewhere = [size for position, size in enumerate(repeated) if position != axis]
+    if set(elsewhere) == {"1"}:
+        return step(), other
+    per_image = not channels_last and repeated[0] == mine[0] and set(elsewhere[1:]) == {"1"}
+    return (step(per_image=True), other) if per_image else None
+
+
+def _prelu(reader: fx.Node, value: fx.Node, channels_last: bool) -> tuple[OperandStep, fx.Node] | None:
+    """PReLU has its slopes, one or one for each channel, along axis 1."""
+    slope = argument(reader, "weight")
+    count, shape = slope.meta["val"].numel(), value.meta["val"].shape
+    one_for_all = count == 1 and slope.op == "get_attr"
+    for_channels = len(shape) >= 2 and count == shape[1] and (len(shape) == 2 or not channels_last)
+    if argument(reader, "self") is not value or not _same_dtype(slope, value):
+        return None
+    return (Slope(), slope) if one_for_all or for_channels else None
+
+
+def _same_dtype(a: fx.Node, b: fx.Node) -> bool:
+    value = a.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == b.meta["val"].dtype
 
 
 def _gated(value: fx.Node) -> tuple[list[fx.Node], Step] | None:

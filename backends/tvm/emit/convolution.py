@@ -13,10 +13,10 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import conv, depthwise
-from shave.backends.tvm.kernels.base import pad_channels
 from shave.backends.tvm.kernels.epilogue import Bias
 from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.layout import Value, blocked_shape
@@ -97,13 +97,20 @@ def _with_pad(a: _Arguments) -> _Arguments:
     return replace(a, x=source, padding=tuple(sums))
 
 
-def _with_gate(a: _Arguments) -> _Arguments:
+def _with_gate(emitter: Emitter, a: _Arguments) -> _Arguments:
     """The convolution of ``x * gate`` for one image, where its weights are fewer than the elements of ``x``.
 
-    So the gate of a squeeze and excitation scales the weights, and the map is not written once more.
+    So the gate of a squeeze and excitation scales the weights, and the map is not written once more. A product that the
+    kernel of ``x`` computes already stays there.
     """
     product = a.x
-    if a.groups > 1 or a.transposed or product.op != "call_function" or op_name(product) != "aten.mul":
+    if (
+        product in emitter.last_of
+        or a.groups > 1
+        or a.transposed
+        or product.op != "call_function"
+        or op_name(product) != "aten.mul"
+    ):
         return a
     operands = [n for n in product.args if isinstance(n, fx.Node)]
     whole = product.meta["val"].shape
@@ -131,7 +138,7 @@ def is_kernel(node: fx.Node) -> bool:
 @emits(*OPERATORS)
 def _convolution(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
-        return _kernel(emitter, node, _with_gate(_with_pad(_read(node))))
+        return _kernel(emitter, node, _with_gate(emitter, _with_pad(_read(node))))
     a = _read(node)
     inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
     shape = emitter.shape(node)
@@ -163,11 +170,10 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
     inputs = [emitter.as_float32(node, source), packed if a.gate is None else _gated(emitter, node, packed, a.gate)]
     first: tuple[Bias, ...] = ()
     if a.bias is not None:
-        bias = cast(torch.Tensor, emitter.constant(a.bias)).float().numpy()
-        inputs.append(emitter.weights.add(f"{a.bias.target}.blocked", pad_channels(bias, lanes)))
+        inputs.append(blocked_vector(emitter, a.bias, out_channels))
         first = (Bias(),)
     region = emitter.region(node)
-    inputs += [emitter.blocked(residual) for residual in region.residuals]
+    inputs += blocked_operands(emitter, region, out_channels)
     result = (batch, out_channels, *shape.out_spatial)
     made = emitter.call_kernel(
         family, shape, region.epilogue(first), inputs, blocked_shape(result, lanes), region.nodes

@@ -11,6 +11,7 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
+from shave.backends.tvm.emit.operands import row_operands, row_vector
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import batch_matmul, matmul
@@ -85,11 +86,10 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     ]
     first: tuple[Bias, ...] = ()
     if bias is not None:
-        vector = cast(torch.Tensor, emitter.constant(bias)).float().expand(columns)
-        inputs.append(emitter.weights.add(f"{bias.target}.float32", vector.contiguous().numpy()))
+        inputs.append(row_vector(emitter, bias, columns))
         first = (Bias(),)
     region = emitter.region(node)
-    inputs += [emitter.reshape(emitter.plain(residual), (rows, columns)) for residual in region.residuals]
+    inputs += row_operands(emitter, region, rows, columns)
     made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, (rows, columns), region.nodes)
     return emitter.reshape(emitter.from_float32(node, made, dtype), (*have[:-1], columns))
 

@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import winograd
-from shave.backends.tvm.kernels.base import pad_channels
 from shave.backends.tvm.kernels.epilogue import Bias
 from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 from shave.backends.tvm.layout import Value, blocked_shape
@@ -48,11 +48,10 @@ def _winograd(emitter: Emitter, node: fx.Node) -> Any:
     inputs = [emitter.blocked(a["x"]), emitter.weights.add(f"{a['weight'].target}.winograd", packed)]
     first: tuple[Bias, ...] = ()
     if a["bias"] is not None:
-        bias = cast(torch.Tensor, emitter.constant(a["bias"])).numpy()
-        inputs.append(emitter.weights.add(f"{a['bias'].target}.blocked", pad_channels(bias, emitter.lanes)))
+        inputs.append(blocked_vector(emitter, a["bias"], shape.out_channels))
         first = (Bias(),)
     region = emitter.region(node)
-    inputs += [emitter.blocked(residual) for residual in region.residuals]
+    inputs += blocked_operands(emitter, region, shape.out_channels)
     result = (batch, shape.out_channels, *shape.out_spatial)
     stored = blocked_shape(result, emitter.lanes)
     made = emitter.call_kernel(winograd, shape, region.epilogue(first), inputs, stored, region.nodes)

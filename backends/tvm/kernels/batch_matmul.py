@@ -32,8 +32,9 @@ from shave.backends.tvm.kernels.base import (
     tensor,
     unravel,
 )
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles
+from shave.backends.tvm.kernels.operands import RowOperands
 from shave.backends.tvm.kernels.packing import transposed
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, power_of_two_parts
 
@@ -99,7 +100,7 @@ def reference(a: Array, b: Array, shape: BatchMatmulShape, epilogue: Epilogue, o
 
 
 def build(shape: BatchMatmulShape, schedule: BatchMatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (a, b, *operands, c). Bias is [columns], residual is [batch, rows, columns]."""
+    """The kernel (a, b, *operands, c). Operands as ``operands.RowOperands`` has them."""
     lanes, vectors = target.lanes, schedule.vectors
     width = vectors * lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -109,14 +110,12 @@ def build(shape: BatchMatmulShape, schedule: BatchMatmulSchedule, target: Target
         parameters = [
             tensor("a", (batch, rows, inner)),
             tensor("b", (batch, columns, inner) if shape.transposed else (batch, inner, columns)),
-            *(
-                tensor("bias", (columns,)) if isinstance(step, Bias) else tensor("residual", (batch, rows, columns))
-                for step in epilogue.operands
-            ),
-            tensor("c", (batch, rows, columns)),
         ]
+        operands = RowOperands(epilogue, (batch, rows, columns))
+        parameters.append(tensor("c", (batch, rows, columns)))
         with root():
-            a, b, *operands, c = [Flat(parameter) for parameter in parameters]
+            a, b, c = [Flat(parameter) for parameter in parameters]
+            operands.flatten()
             panel_tiles = _panel_runs(columns, width)
             panel_count = sum((run.count for run in panel_tiles[1:]), panel_tiles[0].count)
             share = schedule.share * schedule.rows
@@ -137,8 +136,8 @@ def build(shape: BatchMatmulShape, schedule: BatchMatmulSchedule, target: Target
                     (result,) = bind((product * rows + first_row) * columns + column)
 
                     def load(operand: int, row: int | Expr, part: Part) -> Expr:
-                        start = column if isinstance(epilogue.operands[operand], Bias) else result + row * columns
-                        return operands[operand].load(start + (part.vector * lanes + part.first), part.width)
+                        inside = part.vector * lanes + part.first
+                        return operands.load(operand, column + inside, result + row * columns + inside, part.width)
 
                     def store(row: int | Expr, part: Part, value: Expr) -> None:
                         c.store(result + row * columns + (part.vector * lanes + part.first), value, part.width)

@@ -39,7 +39,7 @@ from shave.backends.tvm.kernels.base import (
     unravel,
 )
 from shave.backends.tvm.kernels.conv_schedule import ConvSchedule, blocks_of, candidates, default, merged, seconds
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import (
     ConvShape,
     Phase,
@@ -48,6 +48,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
+from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.prefetch import Prefetch
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
@@ -163,7 +164,7 @@ class _Ahead:
 
 
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y). Bias is [output blocks, lanes], residual is blocked like y."""
+    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv")
         T.func_attr({"tirx.noalias": True})
@@ -187,10 +188,7 @@ class _Emitter:
         outputs = (self.batch, *output_shape(shape, target)[1:])
         self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]))
         self.weight = tensor("weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, width, self.lanes))
-        self.operands = [
-            tensor("bias", (total_blocks, self.lanes)) if isinstance(step, Bias) else tensor("residual", outputs)
-            for step in epilogue.operands
-        ]
+        self.operands = BlockedOperands(epilogue, outputs)
         self.y = tensor("y", outputs)
         # The sizes that offsets are computed with: rows may be merged, and a plain input has blocks of one channel.
         self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, width)
@@ -199,7 +197,7 @@ class _Emitter:
     def emit(self) -> None:
         with root():
             self.x, self.weight, self.y = Flat(self.x), Flat(self.weight), Flat(self.y)
-            self.operands = [Flat(operand) for operand in self.operands]
+            self.operands.flatten()
             for phase in phases(self.shape):
                 self._phase(phase)
 
@@ -322,9 +320,7 @@ class _Emitter:
                 done = done + inputs.count
 
         def load(operand: int, row: int | Expr, part: Part) -> Expr:
-            if isinstance(self.epilogue.operands[operand], Bias):
-                return self.operands[operand].load((block + part.vector) * lanes + part.first, part.width)
-            return self.operands[operand].load(at(row, part), part.width)
+            return self.operands.load(operand, n, block + part.vector, at(row, part), part.first, part.width)
 
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.y.store(at(row, part), value, part.width)

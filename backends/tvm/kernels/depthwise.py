@@ -27,13 +27,15 @@ from shave.backends.tvm.kernels.base import (
     loop,
     offset,
     pad_channels,
+    quotient,
     remainder,
     root,
     tensor,
     unravel,
 )
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
+from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile, most_rows
 
 UNROLLED_TAPS = 7
@@ -104,7 +106,7 @@ def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, ope
 
 
 def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y). Bias is [blocks, lanes], residual is blocked like y."""
+    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them."""
     lanes = target.lanes
     blocks = ceil_div(shape.in_channels, lanes)
     (phase,) = phases(shape)
@@ -117,14 +119,12 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
         parameters = [
             tensor("x", (batch, blocks, *shape.spatial, lanes)),
             tensor("weight", (blocks, *shape.kernel, lanes)),
-            *(
-                tensor("bias", (blocks, lanes)) if isinstance(step, Bias) else tensor("residual", outputs)
-                for step in epilogue.operands
-            ),
-            tensor("y", outputs),
         ]
+        operands = BlockedOperands(epilogue, outputs)
+        parameters.append(tensor("y", outputs))
         with root():
-            x, weight, *operands, y = [Flat(parameter) for parameter in parameters]
+            x, weight, y = [Flat(parameter) for parameter in parameters]
+            operands.flatten()
             space = [axis.extent for axis in outer]
             with T.parallel(0, batch * blocks * prod(space)) as index:
                 image, *position = bind(*unravel(index, [batch * blocks, *space]))
@@ -137,9 +137,9 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
                         result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
 
                         def load(operand: int, row: int | Expr, part: Part, result: int | Expr = result) -> Expr:
-                            if isinstance(epilogue.operands[operand], Bias):
-                                return operands[operand].load(channel_block * lanes + part.first, part.width)
-                            return operands[operand].load(result + (row * lanes + part.first), part.width)
+                            at = result + (row * lanes + part.first)
+                            number = quotient(image, blocks)
+                            return operands.load(operand, number, channel_block, at, part.first, part.width)
 
                         def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
                             y.store(result + (row * lanes + part.first), value, part.width)

@@ -1,7 +1,8 @@
-"""What a kernel does to its result while it is still in registers: bias, residual add, activation.
+"""What a kernel does to its result while it is still in registers: bias, scale, residual add, activation.
 
-An :class:`Epilogue` is an ordered tuple of steps. Steps with an operand (:class:`Bias`, :class:`Residual`) add one
-parameter each to the kernel, in their order, between the weights and the output.
+An :class:`Epilogue` is an ordered tuple of steps. Steps with an operand, :class:`PerChannel` and :class:`PerElement`,
+add one parameter each to the kernel, in their order, between the weights and the output. See :mod:`operands` for how
+kernels read them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shave.backends.tvm.adapter import Expr
+from shave.backends.tvm.adapter import Expr, tirx
 from shave.backends.tvm.kernels import vector_math
 from shave.backends.tvm.kernels.vector_math import Bindings, Formula, Locals, formula, maximum, minimum, splat
 
@@ -133,13 +134,44 @@ FUNCTIONS: dict[str, Function] = {
 
 
 @dataclass(frozen=True)
-class Bias:
-    """Add one value per output channel. Blocked kernels read [blocks, lanes] (``base.pad_channels``), GEMMs [N]."""
+class PerChannel:
+    """A step whose operand has one value per output channel.
+
+    Attributes:
+        per_image: The operand has one value per image and channel; blocked kernels only.
+    """
+
+    per_image: bool = False
 
 
 @dataclass(frozen=True)
-class Residual:
-    """Add a tensor of the shape and layout of the output."""
+class Bias(PerChannel):
+    """Add the operand."""
+
+
+@dataclass(frozen=True)
+class Scale(PerChannel):
+    """Multiply by the operand."""
+
+
+@dataclass(frozen=True)
+class Slope(PerChannel):
+    """Multiply what is not above 0 by the operand (PReLU)."""
+
+
+@dataclass(frozen=True)
+class PerElement:
+    """A step whose operand has the shape and layout of the output."""
+
+
+@dataclass(frozen=True)
+class Residual(PerElement):
+    """Add the operand."""
+
+
+@dataclass(frozen=True)
+class Factor(PerElement):
+    """Multiply by the operand."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +195,21 @@ class Activation:
             )
 
 
-Step = Bias | Residual | Activation
+OperandStep = PerChannel | PerElement
+Step = OperandStep | Activation
+
+
+def _combined(step: OperandStep, value: Expr, operand: Expr, let: Bindings) -> Expr:
+    if isinstance(step, Slope):
+        value = let(value)
+        return tirx.Select(value > splat(0.0, value), value, value * operand)
+    return value * operand if isinstance(step, (Scale, Factor)) else value + operand
+
+
+def _combined_arrays(step: OperandStep, value: Array, operand: Array) -> Array:
+    if isinstance(step, Slope):
+        return np.where(value > 0, value, value * operand)
+    return value * operand if isinstance(step, (Scale, Factor)) else value + operand
 
 
 @dataclass(frozen=True)
@@ -173,7 +219,7 @@ class Epilogue:
     steps: tuple[Step, ...] = ()
 
     @property
-    def operands(self) -> tuple[Bias | Residual, ...]:
+    def operands(self) -> tuple[OperandStep, ...]:
         """The steps that bring a tensor, in the order of the kernel's parameters."""
         return tuple(step for step in self.steps if not isinstance(step, Activation))
 
@@ -195,7 +241,7 @@ class Epilogue:
             if isinstance(step, Activation):
                 value = FUNCTIONS[step.kind].expression(value, *step.parameters, let=let)
             else:
-                value = value + load(position)
+                value = _combined(step, value, load(position), let)
                 position += 1
         return let.around(value)
 
@@ -211,5 +257,5 @@ class Epilogue:
             if isinstance(step, Activation):
                 value = FUNCTIONS[step.kind].reference(value, *step.parameters)
             else:
-                value = value + remaining.pop(0)
+                value = _combined_arrays(step, value, remaining.pop(0))
         return value

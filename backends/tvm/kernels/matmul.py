@@ -38,7 +38,8 @@ from shave.backends.tvm.kernels.base import (
     tensor,
     unravel,
 )
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.operands import RowOperands
 from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import LONG_REDUCTION, Part, RegisterTile, cycles_per_step, fits
 
@@ -183,7 +184,7 @@ def panel_runs(columns: int, vectors: int, lanes: int) -> list[Run]:
 
 
 def build(shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (a, packed b, *operands, c). Bias is [columns], residual is [rows, columns]."""
+    """The kernel (a, packed b, *operands, c); operands as ``operands.RowOperands`` has them."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("matmul")
         T.func_attr({"tirx.noalias": True})
@@ -206,16 +207,13 @@ class _Emitter:
         result = (self.rows, shape.columns)
         self.a = tensor("a", (self.rows, shape.inner))
         self.b = tensor("b", (self.panels * shape.inner * self.lanes,))
-        self.operands = [
-            tensor("bias", (shape.columns,)) if isinstance(step, Bias) else tensor("residual", result)
-            for step in epilogue.operands
-        ]
+        self.operands = RowOperands(epilogue, result)
         self.c = tensor("c", result)
 
     def emit(self) -> None:
         with root():
             self.a, self.b, self.c = Flat(self.a), Flat(self.b), Flat(self.c)
-            self.operands = [Flat(operand) for operand in self.operands]
+            self.operands.flatten()
             with loop(ceil_div(self.shape.inner, self.depth)) as block:
                 self._block(block)
 
@@ -269,9 +267,8 @@ class _Emitter:
             return result + (row * columns + part.vector * lanes + part.first)
 
         def load(operand: int, row: int | Expr, part: Part) -> Expr:
-            if isinstance(self.epilogue.operands[operand], Bias):
-                return self.operands[operand].load(column + (part.vector * lanes + part.first), part.width)
-            return self.operands[operand].load(at(row, part), part.width)
+            first = column + (part.vector * lanes + part.first)
+            return self.operands.load(operand, first, at(row, part), part.width)
 
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.c.store(at(row, part), value, part.width)

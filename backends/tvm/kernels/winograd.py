@@ -187,7 +187,7 @@ def reference(x: Array, weight: Array, shape: WinogradShape, epilogue: Epilogue,
 
 
 def build(shape: WinogradShape, schedule: WinogradSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y). Bias is [output blocks, lanes], residual is blocked like y."""
+    """The kernel (x, packed weights, *operands, y); operands as ``operands.BlockedOperands`` has them."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("winograd")
         T.func_attr({"tirx.noalias": True})

@@ -23,7 +23,8 @@ from shave.backends.tvm.kernels.base import (
     root,
     tensor,
 )
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue, Residual
+from shave.backends.tvm.kernels.epilogue import Epilogue, Residual
+from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile
 from shave.backends.tvm.kernels.winograd_shape import TAPS, WinogradSchedule, WinogradShape
 from shave.backends.tvm.kernels.winograd_transform import transform
@@ -68,17 +69,14 @@ class Phases:
         outputs = (self.batch, self.out_blocks, *shape.out_spatial, self.lanes)
         self.x: Any = tensor("x", (self.batch, self.in_blocks, *shape.spatial, self.lanes))
         self.weight: Any = tensor("weight", (self.out_blocks, shape.in_channels, TAPS * TAPS, self.lanes))
-        self.operands: list[Any] = [
-            tensor("bias", (self.out_blocks, self.lanes)) if isinstance(step, Bias) else tensor("residual", outputs)
-            for step in epilogue.operands
-        ]
+        self.operands = BlockedOperands(epilogue, outputs)
         self.y: Any = tensor("y", outputs)
 
     def emit(self) -> None:
         """Emit the body."""
         with root():
             self.x, self.weight, self.y = Flat(self.x), Flat(self.weight), Flat(self.y)
-            self.operands = [Flat(operand) for operand in self.operands]
+            self.operands.flatten()
             runs = even_runs(self.out_blocks, self.schedule.vectors)
             groups = sum(int(run.count) for run in runs)
             blocks = quotient(self.tiles + (self.block_tiles - 1), self.block_tiles)
@@ -373,9 +371,7 @@ class Phases:
 
         def finish(at: int | Expr, value: Expr) -> None:
             def load(operand: int) -> Expr:
-                if isinstance(self.epilogue.operands[operand], Bias):
-                    return self.operands[operand].load(block * lanes, lanes)
-                return self.operands[operand].load(at, lanes)
+                return self.operands.load(operand, place.image, block, at, 0, lanes)
 
             self.y.store(at, self.epilogue.apply(value, load), lanes)
 

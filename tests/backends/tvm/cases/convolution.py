@@ -38,7 +38,44 @@ def cases() -> list[Case]:
         weights = (floats(channels, 3, 1, 1), floats(5, channels, 3, 3) * 0.2)
         return Case(f"conv2d of a gated map, {name}", call, inputs, weights, tolerance=2e-5)
 
+    def followed(name: str, channels: int, behind: Any, *values: tuple[int, ...], batch: int = 2) -> Case:
+        """What a kernel takes into its epilogue: ``behind(y, *values)`` behind a convolution."""
+
+        def call(x: Any, *rest: Any) -> Any:
+            *given, w = rest
+            return behind(F.conv2d(x, w), *given)
+
+        inputs = (floats(batch, 3, 5, 6), *(floats(*value) for value in values))
+        return Case(f"conv2d, {name}", call, inputs, (floats(channels, 3, 2, 3),), tolerance=2e-5)
+
     return [
+        followed("a slope per channel", 20, F.prelu, (20,)),
+        followed("times a value per channel, plus a map", 35, lambda y, s, r: y * s + r, (1, 35, 1, 1), (2, 35, 4, 4)),
+        followed("plus a value per channel", 16, lambda y, b: torch.relu(b + y), (16, 1, 1)),
+        followed("a gate of each image", 21, lambda y, g: y * torch.sigmoid(g), (3, 21, 1, 1), batch=3),
+        followed("a gate of each image, pooled", 32, lambda y, m: y * m.mean((2, 3), keepdim=True), (2, 32, 3, 3)),
+        followed("times a map", 20, lambda y, m: torch.sigmoid(m) * y, (2, 20, 4, 4)),
+        Case(
+            "conv2d, constants behind it",
+            lambda x, w, a, s, b: F.prelu(F.prelu(F.conv2d(x, w, padding=1), a) * s.view(-1, 1, 1) + b, a[:1]),
+            (floats(2, 20, 5, 6),),
+            (floats(20, 20, 3, 3) * 0.1, floats(20), floats(20), floats(1, 20, 1, 1)),
+            tolerance=2e-5,
+        ),
+        Case(
+            "conv2d, one slope",
+            lambda x, w, a: F.prelu(F.conv2d(x, w, padding=1), a),
+            (floats(1, 6, 5, 6),),
+            (floats(20, 6, 3, 3), floats(1)),
+            tolerance=2e-5,
+        ),
+        Case(
+            "depthwise, a slope per channel",
+            lambda x, w, a: F.prelu(F.conv2d(x, w, groups=20), a),
+            (floats(2, 20, 5, 6),),
+            (floats(20, 1, 3, 3), floats(20)),
+            tolerance=2e-5,
+        ),
         gated("whole blocks", 32, (1, 32, 1, 1)),
         gated("tails", 21, (1, 21, 1, 1)),
         gated("few channels", 3, (1, 3, 1, 1)),

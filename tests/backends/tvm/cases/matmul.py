@@ -13,6 +13,34 @@ def cases() -> list[Case]:
     int8 = {"dtype": torch.int8}
     return [
         Case("linear", F.linear, (floats(2, 5, 19),), (floats(33, 19), floats(33)), tolerance=2e-5),
+        Case(
+            "linear, scaled columns and a residual",
+            lambda x, r, w, b, s: F.linear(x, w, b) * s + r,
+            (floats(2, 5, 19), floats(2, 5, 33)),
+            (floats(33, 19), floats(33), floats(33)),
+            tolerance=2e-5,
+        ),
+        Case(
+            "linear, computed columns and slopes",
+            lambda x, s, w: F.prelu(F.linear(x, w) + torch.exp(s), s),
+            (floats(5, 19), floats(33)),
+            (floats(33, 19),),
+            tolerance=2e-5,
+        ),
+        Case(
+            "linear, one slope",
+            lambda x, w, a: F.prelu(F.linear(x, w), a),
+            (floats(2, 5, 19),),
+            (floats(33, 19), floats(1)),
+            tolerance=2e-5,
+        ),
+        Case(
+            "linear, gated",
+            lambda x, w, v: F.silu(F.linear(x, w)) * F.linear(x, v),
+            (floats(2, 5, 19),),
+            (floats(33, 19), floats(33, 19)),
+            tolerance=2e-5,
+        ),
         Case("linear vector", F.linear, (floats(19),), (floats(33, 19),), tolerance=2e-5),
         Case("linear computed", F.linear, (floats(5, 19), floats(7, 19), floats(7)), tolerance=2e-5),
         Case(

@@ -15,7 +15,7 @@ from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tvm, tvm_target
 from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul
 from shave.backends.tvm.kernels.base import block_channels, pad_channels, root, span, tensor, unblock_channels
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue, PerElement
 
 Array = np.ndarray[Any, Any]
 
@@ -78,6 +78,30 @@ def blocked_with_poison(x: Array, lanes: int) -> Array:
     return np.where(held, block_channels(x, lanes), np.nan).astype(np.float32)
 
 
+def blocked_operands(epilogue: Epilogue, result: Sequence[int], lanes: int) -> tuple[list[Array], list[Array]]:
+    """Operands that broadcast to a plain result [N, C, *spatial], and the same as blocked kernels read them."""
+    plain, packed = [], []
+    n, channels, *spatial = result
+    for number, step in enumerate(epilogue.operands):
+        if isinstance(step, PerElement):
+            plain.append(random(*result, number + 1)[..., 0])
+            packed.append(block_channels(plain[-1], lanes))
+            continue
+        vectors = random(n if step.per_image else 1, channels, number + 1)[..., 0]
+        plain.append(vectors.reshape(*vectors.shape, *(1,) * len(spatial)))
+        blocks = np.stack([pad_channels(vector, lanes) for vector in vectors])
+        packed.append(blocks if step.per_image else blocks[0])
+    return plain, packed
+
+
+def row_operands(epilogue: Epilogue, result: Sequence[int]) -> list[Array]:
+    """Operands of a kernel with a result of rows."""
+    return [
+        random(*(result if isinstance(step, PerElement) else result[-1:]), number + 1)[..., 0]
+        for number, step in enumerate(epilogue.operands)
+    ]
+
+
 def check_conv(
     family: ModuleType,
     shape: conv.ConvShape,
@@ -94,15 +118,7 @@ def check_conv(
     x = random(n, shape.in_channels, *shape.spatial)
     fan_in = np.prod(shape.weight_shape[1:])
     weight = random(*shape.weight_shape) / np.float32(np.sqrt(fan_in))
-    plain, packed = [], []
-    for step in epilogue.operands:
-        if isinstance(step, Bias):
-            bias = random(shape.out_channels)
-            plain.append(bias.reshape(-1, *(1,) * len(shape.spatial)))
-            packed.append(pad_channels(bias, target.lanes))
-        else:
-            plain.append(random(n, shape.out_channels, *shape.out_spatial))
-            packed.append(block_channels(plain[-1], target.lanes))
+    plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes)
     y = unwritten(n, *conv.output_shape(shape, target)[1:])
     kernel = compiled(family.build(shape, schedule, target, epilogue), target)
     source = x if shape.plain_input else blocked_with_poison(x, target.lanes)
@@ -125,9 +141,7 @@ def check_matmul(
     weight = random(shape.inner, shape.columns) / np.float32(np.sqrt(shape.inner))
     for m in rows or [shape.rows or 1]:
         a = random(m, shape.inner)
-        operands = [
-            random(shape.columns) if isinstance(step, Bias) else random(m, shape.columns) for step in epilogue.operands
-        ]
+        operands = row_operands(epilogue, (m, shape.columns))
         c = unwritten(m, shape.columns)
         kernel(a, matmul.pack(weight, shape, target), *operands, c)
         np.testing.assert_allclose(c, matmul.reference(a, weight, epilogue, operands), **TOLERANCE)
@@ -149,7 +163,7 @@ def check_batch_matmul(
         a = random(batch, m, k)
         b = random(batch, n, k) if shape.transposed else random(batch, k, n)
         b /= np.float32(np.sqrt(k))
-        operands = [random(n) if isinstance(step, Bias) else random(batch, m, n) for step in epilogue.operands]
+        operands = row_operands(epilogue, (batch, m, n))
         c = unwritten(batch, m, n)
         kernel(a, b, *operands, c)
         np.testing.assert_allclose(c, batch_matmul.reference(a, b, shape, epilogue, operands), **TOLERANCE)

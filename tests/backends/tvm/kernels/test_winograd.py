@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import tvm, tvm_target
 from shave.backends.tvm.kernels import conv, winograd
-from shave.backends.tvm.kernels.base import block_channels, pad_channels, unblock_channels
-from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Residual
+from shave.backends.tvm.kernels.base import unblock_channels
+from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Factor, Residual, Scale, Slope
 from shave.backends.tvm.kernels.winograd_shape import WinogradSchedule, WinogradShape
 from shave.ir.winograd import transform_weight, transforms
-from tests.backends.tvm.kernels.execution import blocked_with_poison, compiled, each_target, random, targets, unwritten
+from tests.backends.tvm.kernels.execution import (
+    blocked_operands,
+    blocked_with_poison,
+    compiled,
+    each_target,
+    random,
+    targets,
+    unwritten,
+)
 
 FULL = Epilogue((Bias(), Residual(), Activation("relu")))
 TOLERANCE = {2: 1e-5, 4: 3e-5, 6: 1e-4}
@@ -40,15 +48,7 @@ def check(shape, target, epilogue=FULL, schedule=None, batch=None):
     x = random(n, shape.in_channels, *shape.spatial)
     weight = random(*shape.direct.weight_shape) / np.float32(np.sqrt(9 * shape.in_channels))
     transformed = transform_weight(torch.from_numpy(weight), shape.tile).float().numpy()
-    plain, packed = [], []
-    for step in epilogue.operands:
-        if isinstance(step, Bias):
-            bias = random(shape.out_channels)
-            plain.append(bias.reshape(-1, 1, 1))
-            packed.append(pad_channels(bias, target.lanes))
-        else:
-            plain.append(random(n, shape.out_channels, *shape.out_spatial))
-            packed.append(block_channels(plain[-1], target.lanes))
+    plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes)
     y = unwritten(n, *conv.output_shape(shape.direct, target)[1:])
     kernel = compiled(winograd.build(shape, schedule, target, epilogue), target)
     kernel(blocked_with_poison(x, target.lanes), winograd.pack(transformed, shape, target), *packed, y)
@@ -68,6 +68,12 @@ def test_agrees_with_the_direct_convolution(shape, target):
 def test_batch_known_only_at_run_time(batch, target):
     shape = dataclasses.replace(SHAPES["channel tails"], batch=None)
     check(shape, target, Epilogue((Bias(), Activation("gelu"), Residual())), batch=batch)
+
+
+@each_target
+def test_operands_of_every_kind(target):
+    steps = (Slope(), Factor(), Scale(per_image=True), Bias(per_image=True), Residual())
+    check(SHAPES["channel tails"], target, Epilogue(steps))
 
 
 @pytest.mark.parametrize("target", targets()[:1])
