@@ -1,12 +1,12 @@
-"""Pooling over any number of spatial axes, in the layout the input has."""
+"""Pooling: a kernel of our own on blocked floats; integers, dynamic extents and indices as tensor expressions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal, cast
 
 from torch import fx
 
@@ -16,8 +16,11 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator, mean_of_blocked
 from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.kernels import pooling
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.pooling import PoolShape
 from shave.backends.tvm.layout import Value
-from shave.backends.tvm.sizes import Size
+from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.errors import UnsupportedError
 
 
@@ -73,6 +76,35 @@ def _pooled(emitter: Emitter, node: fx.Node, x: fx.Node, spatial: int, build: Ca
     return Value(shape, dtype, plain=emitter.te(node, compute, emitter.plain(x), shape=shape))
 
 
+def _kernel(
+    emitter: Emitter, node: fx.Node, x: fx.Node, kind: Literal["max", "mean"], spatial: int, **options: Any
+) -> Value | None:
+    """Emit a pooling of the last ``spatial`` axes of ``x`` as a kernel; None where it has to be an expression.
+
+    ``options`` are fields of :class:`PoolShape`.
+    """
+    claimed = node.meta["val"]
+    claimed = claimed[0] if isinstance(claimed, (tuple, list)) else claimed
+    have, shape = emitter.shape(x), emitter.sizes.shape(claimed.shape)
+    dtype, value = emitter.dtype(x), emitter.value(x)
+    known = len(have) == spatial + 2 and is_static(have[1:])
+    if not known or dtype not in ("float32", "float16"):
+        return None
+    batch, channels, *extents = have
+    # Few channels in the plain layout would leave most lanes empty.
+    if value.blocked is None and cast(int, channels) < emitter.lanes:
+        return None
+    out = tuple(cast("list[int]", shape[2:]))
+    pool = PoolShape(
+        kind, batch if isinstance(batch, int) else None, cast(int, channels), tuple(cast("list[int]", extents)), out,
+        **options,
+    )  # fmt: skip
+    stored = layout.blocked_shape(shape, emitter.lanes)
+    source = emitter.as_float32(node, emitter.blocked(x))
+    made = emitter.call_kernel(pooling, pool, Epilogue(), [source], stored, (node,))
+    return Value(shape, dtype, blocked=emitter.from_float32(node, made, dtype))
+
+
 def _lowest(dtype: str) -> Any:
     """What every element is at least as large as."""
     return tirx.const(-math.inf, dtype) if "float" in dtype else tirx.min_value(dtype)
@@ -110,6 +142,12 @@ def _max_pool(emitter: Emitter, node: fx.Node) -> Any:
     x, spatial = node.args[0], _rank(node)
     assert isinstance(x, fx.Node)
     window, dtype = _window(emitter, node, spatial), emitter.dtype(x)
+    claimed = node.meta["val"]
+    placed = isinstance(claimed, (tuple, list))
+    if not placed or all(user.args[1] == 0 for user in node.users):
+        made = _kernel(emitter, node, x, "max", spatial, **asdict(window))
+        if made is not None:
+            return [made, None] if placed else made
     padded = any(window.padding) or bool(emitter.arguments(node).get("ceil_mode"))
 
     def build(load: Any, split: Any, extents: Any, shape: Any) -> Any:
@@ -125,8 +163,7 @@ def _max_pool(emitter: Emitter, node: fx.Node) -> Any:
         return te.compute(shape, element, name="max_pool")
 
     pooled = _pooled(emitter, node, x, spatial, build)
-    claimed = node.meta["val"]
-    if not isinstance(claimed, (tuple, list)):
+    if not placed:
         return pooled
     if all(user.args[1] == 0 for user in node.users):
         return [pooled, None]
@@ -177,6 +214,9 @@ def _avg_pool(emitter: Emitter, node: fx.Node) -> Any:
     window, dtype = _window(emitter, node, spatial), emitter.dtype(x)
     work = accumulator(dtype)
     divisor, with_padding = arguments.get("divisor_override"), arguments["count_include_pad"]
+    made = _kernel(emitter, node, x, "mean", spatial, **asdict(window), count_padding=with_padding, divisor=divisor)
+    if made is not None:
+        return made
     padded = any(window.padding) or bool(arguments.get("ceil_mode"))
 
     def covered(position: Any, extent: Any, axis: int) -> Any:
@@ -232,6 +272,10 @@ def _adaptive_pool(emitter: Emitter, node: fx.Node) -> Any:
     work = dtype if largest else accumulator(dtype)
     reach = [max(-(-(o + 1) * n // s) - o * n // s for o in range(s)) for n, s in zip(extents, sizes, strict=True)]
     even = all(n % s == 0 for n, s in zip(extents, sizes, strict=True))
+    windows = {"kernel": tuple(reach)} if even else {"adaptive": True}
+    made = _kernel(emitter, node, x, "max" if largest else "mean", spatial, **windows)
+    if made is not None:
+        return [made, None] if largest else made
 
     def bounds(position: Any, axis: int) -> tuple[Any, Any]:
         n, s = extents[axis], sizes[axis]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -16,8 +16,11 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.emit.scalar import const
-from shave.backends.tvm.layout import Value
-from shave.backends.tvm.sizes import product
+from shave.backends.tvm.kernels import pooling
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.pooling import PoolShape
+from shave.backends.tvm.layout import Value, blocked_shape
+from shave.backends.tvm.sizes import is_static, product
 from shave.ir.errors import UnsupportedError
 
 Reducer = Callable[..., Any]
@@ -131,13 +134,23 @@ def mean_of_blocked(emitter: Emitter, node: fx.Node, x: fx.Node) -> Any:
     have, dtype = emitter.shape(x), emitter.dtype(x)
     rank = len(have)
     unit = (*have[:2], *[1] * (rank - 2))
+    stored = blocked_shape(unit, emitter.lanes)
 
     def compute(x: Any) -> Any:
         axes = list(range(2, rank))
         total = reduce_over(x, axes, te.sum, lambda *i: x(*i), keep=True)
         return te.compute(total.shape, lambda *i: total(*i) / count(x, axes, dtype), name="mean")
 
-    mean = Value(unit, dtype, blocked=emitter.te(node, compute, emitter.blocked(x)))
+    if dtype == "float32" and is_static(have[1:]):
+        batch, channels, *spatial = cast("list[int]", have)
+        window = tuple(spatial)
+        pool = PoolShape(
+            "mean", batch if isinstance(batch, int) else None, channels, window, (1,) * len(window), window
+        )
+        made = emitter.call_kernel(pooling, pool, Epilogue(), [emitter.blocked(x)], stored, (node,))
+    else:
+        made = emitter.te(node, compute, emitter.blocked(x))
+    mean = Value(unit, dtype, blocked=made)
     shape = emitter.shape(node)
     return mean if len(shape) == rank else emitter.reshape(emitter.plain(mean), shape)
 

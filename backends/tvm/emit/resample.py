@@ -1,11 +1,14 @@
-"""Interpolation and sampling on grids, by torch's formulas (aten/src/ATen/native/UpSample.h, GridSampler.h)."""
+"""Interpolation and sampling on grids, by torch's formulas (aten/src/ATen/native/UpSample.h, GridSampler.h).
+
+A kernel interpolates blocked floats of known extents; whatever else is a tensor expression.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product as combinations
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -15,8 +18,11 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.kernels import resize
+from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.resize import Mode, ResizeShape
 from shave.backends.tvm.layout import Value
-from shave.backends.tvm.sizes import Size
+from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.errors import UnsupportedError
 from shave.ir.ops import op_name
 
@@ -41,15 +47,21 @@ def _scales(emitter: Emitter, node: fx.Node, axes: int) -> list[Any]:
     return [*given] if given else [None] * axes
 
 
-def _upsample(emitter: Emitter, node: fx.Node, taps: Any) -> Value:
-    """Emit a separable interpolation: ``taps(place, have, want, scale)``, extents of input and output."""
+def _upsample(emitter: Emitter, node: fx.Node, mode: Mode, taps: Any) -> Value:
+    """Emit a separable interpolation.
+
+    ``taps(place, have, want, scale)``, extents of input and output, are those of ``mode`` as expressions.
+    """
     x = node.args[0]
     assert isinstance(x, fx.Node)
     shape, dtype = emitter.result(node)
+    have = emitter.shape(x)
+    # Rows of few channels in the plain layout would leave most lanes empty.
+    many = emitter.value(x).blocked is not None or (isinstance(have[1], int) and have[1] >= emitter.lanes)
+    if many and dtype in ("float32", "float16") and is_static((*have[1:], *shape[1:])):
+        return _kernel(emitter, node, x, mode)
     axes = len(shape) - 2
     scales = _scales(emitter, node, axes)
-    # Plain rows would be gathered element by element: changing the layout twice costs less from a whole block on.
-    blocked = emitter.value(x).only_blocked or (isinstance(shape[1], int) and shape[1] >= emitter.lanes)
     work = accumulator(dtype)
 
     def compute(x: Any, full: Sequence[Size], shape: Sequence[Size]) -> Any:
@@ -71,10 +83,30 @@ def _upsample(emitter: Emitter, node: fx.Node, taps: Any) -> Value:
 
         return te.compute(shape, element, name="upsample")
 
-    inside = layout.blocked_shape(shape, emitter.lanes) if blocked else shape
-    source = emitter.blocked(x) if blocked else emitter.plain(x)
+    inside = layout.blocked_shape(shape, emitter.lanes) if many else shape
+    source = emitter.blocked(x) if many else emitter.plain(x)
     made = emitter.te(node, compute, source, shape, shape=inside)
-    return Value(shape, dtype, blocked=made) if blocked else Value(shape, dtype, plain=made)
+    return Value(shape, dtype, blocked=made) if many else Value(shape, dtype, plain=made)
+
+
+def _kernel(emitter: Emitter, node: fx.Node, x: fx.Node, mode: Mode) -> Value:
+    """Emit the kernel for a blocked value of known extents."""
+    shape, dtype = emitter.result(node)
+    batch, channels, *spatial = cast("list[int]", emitter.shape(x))
+    out = tuple(cast("list[int]", shape[2:]))
+    align = bool(emitter.arguments(node).get("align_corners"))
+    problem = ResizeShape(
+        mode, batch if isinstance(batch, int) else None, channels, tuple(spatial), out, align,
+        tuple(_scales(emitter, node, len(out))),
+    )  # fmt: skip
+    name = "x".join([mode + ".aligned" * align, *map(str, (*spatial, *out, *problem.scales))])
+    inputs = [
+        emitter.as_float32(node, emitter.blocked(x)),
+        emitter.weights.add(f"resize.{name}", resize.pack(problem)),
+    ]
+    stored = layout.blocked_shape(shape, emitter.lanes)
+    made = emitter.call_kernel(resize, problem, Epilogue(), inputs, stored, (node,))
+    return Value(shape, dtype, blocked=emitter.from_float32(node, made, dtype))
 
 
 def _tabled(taps: Callable[[Any], list[Tap]], size: Any, work: str) -> Callable[[Any], list[Tap]]:
@@ -134,7 +166,7 @@ def _nearest(emitter: Emitter, node: fx.Node) -> Value:
         place = tirx.Cast("float32", out) + _float(0.5 if exact else 0.0)
         return [(tirx.min(_whole(place * _ratio(have, want, scale)), have - 1), None)]
 
-    return _upsample(emitter, node, taps)
+    return _upsample(emitter, node, "nearest-exact" if exact else "nearest", taps)
 
 
 @emits("aten.upsample_linear1d", "aten.upsample_bilinear2d", "aten.upsample_trilinear3d")
@@ -152,7 +184,7 @@ def _linear(emitter: Emitter, node: fx.Node) -> Value:
         fraction = tirx.max(tirx.min(source - tirx.Cast("float32", low), _float(1)), _float(0))
         return [(low, _float(1) - fraction), (tirx.min(low + 1, have - 1), fraction)]
 
-    return _upsample(emitter, node, taps)
+    return _upsample(emitter, node, "linear", taps)
 
 
 @emits("aten.upsample_bicubic2d")
@@ -171,7 +203,7 @@ def _bicubic(emitter: Emitter, node: fx.Node) -> Value:
         weights = [_outer(t + _float(1)), _inner(t), _inner(_float(1) - t), _outer(_float(2) - t)]
         return [(_clamped(low + k - 1, have), weight) for k, weight in enumerate(weights)]
 
-    return _upsample(emitter, node, taps)
+    return _upsample(emitter, node, "cubic", taps)
 
 
 def _inner(x: Any) -> Any:

@@ -120,10 +120,14 @@ class RegisterTile:
 
     def multiply_add_vectors(self, rows: range, value: Callable[[int | Expr], Expr], weight: Expr) -> None:
         """Add value(row) * weight, both vectors, to the accumulators of some consecutive rows of one vector each."""
+        self.combine(rows, lambda row, total: total + value(row) * weight)
+
+    def combine(self, rows: range, change: Callable[[int | Expr, Expr], Expr]) -> None:
+        """Set the accumulators of some consecutive rows of one vector each to ``change(row, accumulator)``."""
+        (accumulators,) = self._accumulators
         with unrolled(rows.start, rows.stop) as row:
             index = span(row * self.lanes, self.lanes)
-            (accumulators,) = self._accumulators
-            T.buffer_store(accumulators, accumulators[index] + value(row) * weight, [index])
+            T.buffer_store(accumulators, change(row, accumulators[index]), [index])
 
     def finish(
         self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None

@@ -129,6 +129,17 @@ def minimum(bound: float, x: Expr) -> Expr:
     return tirx.Select(x > splat(bound, x), splat(bound, x), x)
 
 
+def is_nan(x: Expr) -> Expr:
+    """Whether x is NaN, lane by lane and by its bits: TVM simplifies x != x to False."""
+    magnitude = tirx.reinterpret(_dtype("int32", x), x) & _integer(0x7FFFFFFF, x)
+    return magnitude > _integer(0x7F800000, x)
+
+
+def larger(a: Expr, b: Expr) -> Expr:
+    """The larger of two vectors, lane by lane: the first of equal ones, NaN where either is."""
+    return tirx.Select(is_nan(b), b, tirx.Select(b > a, b, a))
+
+
 def _integer(value: int, like: Expr) -> Expr:
     return T.broadcast(T.int32(value), lanes(like)) if lanes(like) > 1 else T.int32(value)
 

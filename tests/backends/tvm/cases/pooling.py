@@ -47,6 +47,13 @@ def cases() -> list[Case]:
         Case("avg_pool3d", lambda x: F.avg_pool3d(x, 2), (cube,)),
         Case("adaptive_avg_pool2d 1", lambda x: F.adaptive_avg_pool2d(x, 1), (x,)),
         Case("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, (7, 5)), (x,)),
+        Case(
+            "adaptive_max_pool2d of many channels", lambda x: F.adaptive_max_pool2d(x, (4, 6)), (floats(2, 35, 8, 12),)
+        ),
+        Case("avg_pool2d half", lambda x: F.avg_pool2d(x, 3, 2, 1), (floats(1, 20, 8, 9).half(),), tolerance=1e-3),
+        Case("avg_pool2d double", lambda x: F.avg_pool2d(x, 3, 2, 1), (floats(1, 20, 8, 9).double(),)),
+        Case("mean of a map", lambda x, w: F.conv2d(x, w).mean((2, 3)), (floats(2, 3, 7, 8),), (floats(35, 3, 1, 1),)),
+        Case("max_pool2d indices of many channels", lambda x: F.max_pool2d(x, 3, 2, return_indices=True), (x,)),
         Case("adaptive_avg_pool2d up", lambda x: F.adaptive_avg_pool2d(x, 7), (floats(1, 4, 3, 3),)),
         Case("adaptive_avg_pool1d", lambda x: F.adaptive_avg_pool1d(x, 5), (line,)),
         Case("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, (4, 6)), (x,)),

@@ -8,7 +8,7 @@ from tests.backends.tvm.cases.values import Case, floats, inside
 
 
 def cases() -> list[Case]:
-    x, line = floats(2, 3, 5, 7), floats(2, 3, 9)
+    x, line, many = floats(2, 3, 5, 7), floats(2, 3, 9), floats(1, 20, 5, 7)
     grid = inside(2, 4, 6, 2) * 1.3
     cases = [
         Case(
@@ -36,6 +36,22 @@ def cases() -> list[Case]:
         ),
         Case("bilinear of many channels", lambda x: F.interpolate(x, (7, 9), mode="bilinear"), (floats(2, 21, 4, 5),)),
         Case("nearest of many channels", lambda x: F.interpolate(x, (7, 9)), (floats(2, 21, 4, 5),)),
+        Case(
+            "bicubic of many channels, corners",
+            lambda x: F.interpolate(x, (7, 9), mode="bicubic", align_corners=True),
+            (floats(2, 21, 4, 5),),
+            tolerance=3e-5,
+        ),
+        Case(
+            "trilinear of a convolution's result",
+            lambda x, w: F.interpolate(F.conv3d(x, w), scale_factor=2, mode="trilinear"),
+            (floats(1, 2, 3, 4, 5),),
+            (floats(20, 2, 1, 1, 1),),
+            tolerance=3e-5,
+        ),
+        Case("two scales", lambda x: (F.interpolate(x, scale_factor=1.5), F.interpolate(x, scale_factor=1.6)), (many,)),
+        Case("bilinear half", lambda x: F.interpolate(x.half(), (7, 9), mode="bilinear"), (many,), tolerance=2e-3),
+        Case("bilinear double", lambda x: F.interpolate(x.double(), (7, 9), mode="bilinear"), (many,), tolerance=3e-5),
         Case("area", lambda x: F.interpolate(x, (2, 3), mode="area"), (x,)),
     ]
     cases += [
