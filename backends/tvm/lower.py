@@ -21,7 +21,7 @@ from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
-from shave.backends.tvm.regions import find_regions
+from shave.backends.tvm.regions import find_channel_norms, find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
 from shave.backends.tvm.schedules import Schedules
 from shave.backends.tvm.sizes import Sizes
@@ -94,7 +94,8 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     builder = relax.BlockBuilder()
     weights = Weights()
     emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights, schedules)
-    emitter.use_regions({**find_regions(program.graph, _is_anchor), **find_attention(program.graph)})
+    graph = program.graph
+    emitter.use_regions({**find_regions(graph, _is_anchor), **find_channel_norms(graph), **find_attention(graph)})
     with builder.function(_BODY, attrs={"relax.force_pure": True}):
         inputs, outputs = emitter.emit_graph()
         parameters = [*inputs, *weights.variables.values()]

@@ -2,8 +2,8 @@
 
 A region starts at an *anchor* (a convolution or a matrix product) and swallows the chain of nodes behind it that the
 kernel's epilogue can compute while the result is in registers: activations, and sums and products with a value per
-channel or with a tensor of the same shape. Only a chain is swallowed: each inner value has one reader, so nothing is
-computed twice and nothing else misses a value.
+channel or with a tensor of the same shape. Some kernels also pool at the end, or put the channels of images first.
+A chain only: each inner value has one reader, so nothing is computed twice and nothing else misses a value.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ from shave.backends.tvm.kernels.epilogue import (
     Slope,
     Step,
 )
-from shave.ir.ops import argument, op_name
+from shave.ir.ops import Trait, argument, has_trait, op_name
 
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.addmm")
 """Anchors whose channels are the last axis; those of a convolution are axis 1."""
+
+_CONVOLUTIONS = ("aten.conv2d", "aten.conv3d", "aten.convolution", "shave.winograd_conv2d")
+
+_POOLING = ("shave.winograd_conv2d",)
+"""Anchors whose kernels can pool: their tiles hold whole windows."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Region:
     nodes: tuple[fx.Node, ...]
     steps: tuple[Step, ...] = ()
     operands: tuple[fx.Node, ...] = ()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the kernel stores the largest of each 2x2 window."""
+        return _halves(self.nodes[-1])
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether rows of a matrix product are stored as pixels of blocked images."""
+        return any(_puts_channels_first(node) for node in self.nodes)
 
     def epilogue(self, first: tuple[Step, ...] = ()) -> Epilogue:
         """The whole epilogue, ``first`` (the anchor's bias) ahead."""
@@ -76,6 +91,7 @@ def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
     nodes = [anchor]
     steps: list[Step] = []
     operands: list[fx.Node] = []
+    channels_last = op_name(anchor) in _PRODUCTS
     while True:
         last = nodes[-1]
         if (gate := _gated(last)) is not None and not taken & set(gate[0]):
@@ -86,17 +102,20 @@ def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
         if reader is None or reader in taken:
             break
         activation = activation_of(reader, last)
-        combined = _combined(reader, last, op_name(anchor) in _PRODUCTS)
-        if activation is not None:
+        combined = _combined(reader, last, channels_last)
+        whole_maps = any(isinstance(step, PerElement) for step in steps)
+        if channels_last and _puts_channels_first(reader) and feeds_blocks(reader) and not whole_maps:
+            channels_last = False
+        elif activation is not None:
             steps.append(activation)
-        elif combined is not None and not (
-            isinstance(combined[0], PerElement) and any(isinstance(step, PerElement) for step in steps)
-        ):
+        elif combined is not None and not (whole_maps and isinstance(combined[0], PerElement)):
             # The kernel runs where the last node stood, so the other operand is there by then.
             steps.append(combined[0])
             operands.append(combined[1])
         else:
             break
+        nodes.append(reader)
+    if reader is not None and reader not in taken and op_name(anchor) in _POOLING and _halves(reader):
         nodes.append(reader)
     return Region(tuple(nodes), tuple(steps), tuple(operands))
 
@@ -104,6 +123,80 @@ def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
 def _only_reader(node: fx.Node) -> fx.Node | None:
     readers = list(node.users)
     return readers[0] if len(readers) == 1 and readers[0].op == "call_function" else None
+
+
+def find_channel_norms(graph: fx.Graph) -> dict[fx.Node, Region]:
+    """LayerNorms over the channels of channels-last images that are channels-first before and behind.
+
+    Returns:
+        The region of each LayerNorm: itself, and the permute that puts the channels first for a convolution.
+    """
+    regions = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or op_name(node) != "aten.layer_norm" or not _is_float32(node):
+            continue
+        reader = _only_reader(node)
+        if reader is None or not _puts_channels_first(reader) or not feeds_blocks(reader):
+            continue
+        if _puts_channels_last(node.args[0]) and len(argument(node, "normalized_shape")) == 1:
+            regions[node] = Region((node, reader))
+    return regions
+
+
+def _is_float32(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _puts_channels_last(node: Any) -> bool:
+    """Whether a node is a permute of channels-first images to channels-last."""
+    return _moves(node, lambda rank: [0, *range(2, rank), 1])
+
+
+def _puts_channels_first(node: fx.Node) -> bool:
+    """Whether a node is a permute of channels-last images of known extents to channels-first."""
+    return _moves(node, lambda rank: [0, rank - 1, *range(1, rank - 1)]) and all(
+        isinstance(size, int) for size in node.meta["val"].shape
+    )
+
+
+def _moves(node: Any, order: Callable[[int], list[int]]) -> bool:
+    """Whether a node permutes the axes of images to ``order(number of axes)``."""
+    if not isinstance(node, fx.Node) or op_name(node) != "aten.permute" or node.meta["val"].dim() not in (4, 5):
+        return False
+    rank = node.meta["val"].dim()
+    return [axis % rank for axis in argument(node, "dims")] == order(rank)
+
+
+def feeds_blocks(node: fx.Node, steps: int = 4) -> bool:
+    """Whether blocks of an image are read, directly or through a few elementwise operators.
+
+    Convolutions read them, and normalisations of the channels of each pixel.
+    """
+    if len(node.meta["val"].shape) not in (4, 5):
+        return False
+    for reader in node.users:
+        if op_name(reader) in _CONVOLUTIONS:
+            return True
+        if _puts_channels_last(reader) and any(op_name(further) == "aten.layer_norm" for further in reader.users):
+            return True
+        if steps and has_trait(reader, Trait.ELEMENTWISE) and feeds_blocks(reader, steps - 1):
+            return True
+    return False
+
+
+def _halves(node: fx.Node) -> bool:
+    """Whether a call takes the largest element of each whole 2x2 window."""
+    if op_name(node) != "aten.max_pool2d":
+        return False
+    given = [argument(node, name) for name in ("kernel_size", "stride", "padding", "dilation")]
+    given[1] = given[1] or given[0]
+    lists = [set(value) if isinstance(value, (list, tuple)) else {value} for value in given]
+    plain = lists == [{2}, {2}, {0}, {1}]
+    extents = node.args[0].meta["val"].shape[-2:] if isinstance(node.args[0], fx.Node) else ()
+    even = all(isinstance(size, int) and size % 2 == 0 for size in extents)
+    large = all(isinstance(size, int) and size >= 2 for size in extents)
+    return plain and large and (even or not argument(node, "ceil_mode"))
 
 
 def _combined(reader: fx.Node, value: fx.Node, channels_last: bool) -> tuple[OperandStep, fx.Node] | None:

@@ -11,13 +11,15 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
-from shave.backends.tvm.emit.operands import row_operands, row_vector
+from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector, row_operands, row_vector
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import batch_matmul, matmul
+from shave.backends.tvm.kernels.base import ceil_div
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue
+from shave.backends.tvm.kernels.epilogue import Bias, Epilogue, PerElement
 from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.sizes import Size, product, same
 from shave.ir.ops import op_name
 
@@ -75,7 +77,10 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     have, dtype = emitter.result(a)
     rows = product(have[:-1])
     inner, columns = weight.shape
-    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns)
+    region = emitter.region(node)
+    result = emitter.shape(region.nodes[-1])
+    positions = cast(int, product(result[2:])) if region.channels_first else 0
+    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions)
     # Products with the same weights may cut them differently.
     name = (
         f"{b.target}.{'linear' if op_name(node) == 'aten.linear' else 'matmul'}.{matmul.depth(shape, emitter.target)}"
@@ -86,12 +91,18 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     ]
     first: tuple[Bias, ...] = ()
     if bias is not None:
-        inputs.append(row_vector(emitter, bias, columns))
+        vector = blocked_vector if positions else row_vector
+        inputs.append(vector(emitter, bias, columns))
         first = (Bias(),)
-    region = emitter.region(node)
-    inputs += row_operands(emitter, region, rows, columns)
-    made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, (rows, columns), region.nodes)
-    return emitter.reshape(emitter.from_float32(node, made, dtype), (*have[:-1], columns))
+    if not positions:
+        inputs += row_operands(emitter, region, rows, columns)
+        made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, (rows, columns), region.nodes)
+        return emitter.reshape(emitter.from_float32(node, made, dtype), (*have[:-1], columns))
+    blocks = (result[0], ceil_div(columns, emitter.lanes), positions, emitter.lanes)
+    for step, operand in zip(region.epilogue().operands, blocked_operands(emitter, region, columns), strict=True):
+        inputs.append(emitter.reshape(operand, blocks) if isinstance(step, PerElement) else operand)
+    made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, blocks, region.nodes)
+    return Value(result, dtype, blocked=emitter.reshape(made, blocked_shape(result, emitter.lanes)))
 
 
 def _transpose_of(node: fx.Node) -> fx.Node | None:

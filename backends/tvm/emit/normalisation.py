@@ -122,15 +122,21 @@ def _rows_kernel(
     affine = [emitter.reshape(emitter.plain(p), [columns]) for p in (weight, bias) if p is not None]
     present = {"weight": weight is not None, "bias": bias is not None}
     source = _channels_first(x) if axes == 1 else None
-    if source is not None and emitter.value(source).blocked is not None:
-        # The channels of each pixel are normalised where they lie: the result is channels-last without a transpose.
+    nodes = emitter.region(node).nodes
+    # Blocks are normalised where they lie: the result is channels-last without a transpose, or blocks again.
+    stays = len(nodes) > 1
+    if source is not None and (stays or emitter.value(source).blocked is not None):
         batch, positions = shape[0], product(shape[1:-1])
-        problem = NormaliseShape(_known(batch), columns, epsilon, centred, **present, positions=_known(positions))
-        blocks = -(-columns // emitter.lanes)
-        seen = emitter.reshape(emitter.blocked(source), [batch, blocks, positions, emitter.lanes])
-        made = emitter.call_kernel(
-            normalise, problem, Epilogue(), [seen, *affine], (batch, positions, columns), (node,)
+        problem = NormaliseShape(
+            _known(batch), columns, epsilon, centred, **present, positions=_known(positions), blocked=stays
         )
+        blocks = (batch, -(-columns // emitter.lanes), positions, emitter.lanes)
+        seen = emitter.reshape(emitter.blocked(source), blocks)
+        stored = blocks if stays else (batch, positions, columns)
+        made = emitter.call_kernel(normalise, problem, Epilogue(), [seen, *affine], stored, nodes)
+        if stays:
+            result = emitter.shape(nodes[-1])
+            return Value(result, dtype, blocked=emitter.reshape(made, layout.blocked_shape(result, emitter.lanes)))
     else:
         rows = product(shape[: len(shape) - axes])
         problem = NormaliseShape(_known(rows), columns, epsilon, centred, **present)

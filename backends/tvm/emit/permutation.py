@@ -13,8 +13,8 @@ from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.movement import Index, gather
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.regions import feeds_blocks
 from shave.backends.tvm.sizes import Size, product
-from shave.ir.ops import Trait, has_trait, op_name
 
 
 def _permute(emitter: Emitter, node: fx.Node, x: fx.Node, order: Sequence[int]) -> Any:
@@ -24,7 +24,7 @@ def _permute(emitter: Emitter, node: fx.Node, x: fx.Node, order: Sequence[int]) 
     if moved == sorted(moved):
         return emitter.reshape(emitter.plain(x), emitter.shape(node))
 
-    if list(order) == [0, len(order) - 1, *range(1, len(order) - 1)] and _feeds_blocks(node):
+    if list(order) == [0, len(order) - 1, *range(1, len(order) - 1)] and feeds_blocks(node):
         return _blocks_of_channels_last(emitter, node, x)
 
     def source(index: Index) -> Index:
@@ -34,18 +34,6 @@ def _permute(emitter: Emitter, node: fx.Node, x: fx.Node, order: Sequence[int]) 
         return picked
 
     return gather(emitter, node, x, source)
-
-
-def _feeds_blocks(node: fx.Node, steps: int = 4) -> bool:
-    """Whether a convolution reads a value of an image, directly or through a few elementwise operators."""
-    if len(node.meta["val"].shape) not in (4, 5):
-        return False
-    for reader in node.users:
-        if op_name(reader) in ("aten.conv2d", "aten.conv3d", "aten.convolution"):
-            return True
-        if steps and has_trait(reader, Trait.ELEMENTWISE) and _feeds_blocks(reader, steps - 1):
-            return True
-    return False
 
 
 def _blocks_of_channels_last(emitter: Emitter, node: fx.Node, x: fx.Node) -> Any:

@@ -40,9 +40,10 @@ def _winograd(emitter: Emitter, node: fx.Node) -> Any:
     batch, channels, *spatial = emitter.shape(a["x"])
     height, width = cast("list[int]", spatial)
     top, left = a["padding"]
+    region = emitter.region(node)
     shape = WinogradShape(
         batch if isinstance(batch, int) else None, cast(int, channels), weight.shape[1], (height, width),
-        (top, left), a["tile"],
+        (top, left), a["tile"], region.pooled,
     )  # fmt: skip
     packed = winograd.pack(weight, shape, emitter.target)
     inputs = [emitter.blocked(a["x"]), emitter.weights.add(f"{a['weight'].target}.winograd", packed)]
@@ -50,9 +51,8 @@ def _winograd(emitter: Emitter, node: fx.Node) -> Any:
     if a["bias"] is not None:
         inputs.append(blocked_vector(emitter, a["bias"], shape.out_channels))
         first = (Bias(),)
-    region = emitter.region(node)
     inputs += blocked_operands(emitter, region, shape.out_channels)
-    result = (batch, shape.out_channels, *shape.out_spatial)
+    result = (batch, shape.out_channels, *shape.stored_spatial)
     stored = blocked_shape(result, emitter.lanes)
     made = emitter.call_kernel(winograd, shape, region.epilogue(first), inputs, stored, region.nodes)
     return Value(result, "float32", blocked=made)

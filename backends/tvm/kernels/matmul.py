@@ -12,7 +12,7 @@ Method: K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multipl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,9 +39,19 @@ from shave.backends.tvm.kernels.base import (
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.operands import RowOperands
+from shave.backends.tvm.kernels.operands import BlockedOperands, RowOperands
 from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
-from shave.backends.tvm.kernels.register_tile import LONG_REDUCTION, Part, RegisterTile, cycles_per_step, fits
+from shave.backends.tvm.kernels.register_tile import (
+    LONG_REDUCTION,
+    LoadOperand,
+    Part,
+    RegisterTile,
+    cycles_per_step,
+    fits,
+)
+
+_At = Callable[["int | Expr", Part], "int | Expr"]
+"""(row, part) of a tile to its position in the result."""
 
 MAX_ROWS = 28
 MAX_VECTORS = 8
@@ -54,11 +64,20 @@ TYPICAL_ROWS = 128
 
 @dataclass(frozen=True)
 class MatmulShape:
-    """C[rows, columns] = A[rows, inner] x B[inner, columns]; ``rows`` is None where only the call knows."""
+    """C[rows, columns] = A[rows, inner] x B[inner, columns]; ``rows`` is None where only the call knows.
+
+    Attributes:
+        rows: Rows of A and C.
+        inner: Columns of A, rows of B.
+        columns: Columns of B and C.
+        positions: Where C is stored as blocked images [rows / positions, blocks, positions, lanes], a row being a
+            pixel: how many pixels an image has; ``rows`` is then known. 0 for plain rows.
+    """
 
     rows: Dimension
     inner: int
     columns: int
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,7 +203,7 @@ def panel_runs(columns: int, vectors: int, lanes: int) -> list[Run]:
 
 
 def build(shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (a, packed b, *operands, c); operands as ``operands.RowOperands`` has them."""
+    """The kernel (a, packed b, *operands, c); operands as :mod:`operands` has them."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("matmul")
         T.func_attr({"tirx.noalias": True})
@@ -204,10 +223,13 @@ class _Emitter:
         self.depth = depth(shape, target)
         self.stays = stays(shape, target)
         self.rows = extent(shape.rows)
-        result = (self.rows, shape.columns)
+        result: tuple[int | Expr, ...] = (self.rows, shape.columns)
+        if shape.positions:
+            assert shape.rows is not None
+            result = (shape.rows // shape.positions, self.panels, shape.positions, self.lanes)
         self.a = tensor("a", (self.rows, shape.inner))
         self.b = tensor("b", (self.panels * shape.inner * self.lanes,))
-        self.operands = RowOperands(epilogue, result)
+        self.operands = BlockedOperands(epilogue, result) if shape.positions else RowOperands(epilogue, result)
         self.c = tensor("c", result)
 
     def emit(self) -> None:
@@ -261,14 +283,8 @@ class _Emitter:
         first_k = block * self.depth
         steps = self.depth if inner % self.depth == 0 else T.min(self.depth, inner - first_k)
         left, panel = bind(first_row * inner + first_k, first_k * (self.panels * lanes) + first_panel * (steps * lanes))
-        result, column = bind(first_row * columns + first_panel * lanes, first_panel * lanes)
-
-        def at(row: int | Expr, part: Part) -> int | Expr:
-            return result + (row * columns + part.vector * lanes + part.first)
-
-        def load(operand: int, row: int | Expr, part: Part) -> Expr:
-            first = column + (part.vector * lanes + part.first)
-            return self.operands.load(operand, first, at(row, part), part.width)
+        place = self._pixels(first_row, first_panel) if self.shape.positions else self._row(first_row, first_panel)
+        at, load = place
 
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.c.store(at(row, part), value, part.width)
@@ -305,7 +321,7 @@ class _Emitter:
             reduce(chunks * CHUNK, tail)
 
         before_last = self.panels - vectors
-        stored = columns - before_last * lanes if partial else None
+        stored = columns - before_last * lanes if partial and not self.shape.positions else None
         if whole:
             tile.finish(self.epilogue, load, store, stored)
         else:
@@ -314,3 +330,39 @@ class _Emitter:
                     tile.finish(Epilogue(), load, store)
                 with T.Else():
                     tile.finish(self.epilogue, load, store)
+
+    def _row(self, first_row: int | Expr, first_panel: int | Expr) -> tuple[_At, LoadOperand]:
+        """Where the elements of a tile lie in plain rows, and the parts of operands that meet them."""
+        lanes, columns = self.lanes, self.shape.columns
+        result, column = bind(first_row * columns + first_panel * lanes, first_panel * lanes)
+
+        def at(row: int | Expr, part: Part) -> int | Expr:
+            return result + (row * columns + part.vector * lanes + part.first)
+
+        def load(operand: int, row: int | Expr, part: Part) -> Expr:
+            assert isinstance(self.operands, RowOperands)
+            first = column + (part.vector * lanes + part.first)
+            return self.operands.load(operand, first, at(row, part), part.width)
+
+        return at, load
+
+    def _pixels(self, first_row: int | Expr, first_panel: int | Expr) -> tuple[_At, LoadOperand]:
+        """The same in blocked images."""
+        lanes, positions = self.lanes, self.shape.positions
+        one_image = self.shape.rows == positions
+        (panel,) = bind(first_panel)
+
+        def image(row: int | Expr) -> int | Expr:
+            return 0 if one_image else quotient(first_row + row, positions)
+
+        def at(row: int | Expr, part: Part) -> int | Expr:
+            number = first_row + row
+            pixel = number if one_image else remainder(number, positions)
+            block = image(row) * self.panels + panel + part.vector
+            return (block * positions + pixel) * lanes + part.first
+
+        def load(operand: int, row: int | Expr, part: Part) -> Expr:
+            assert isinstance(self.operands, BlockedOperands)
+            return self.operands.load(operand, image(row), panel + part.vector, at(row, part), part.first, part.width)
+
+        return at, load

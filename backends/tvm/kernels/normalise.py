@@ -5,7 +5,7 @@ The squares are summed only after the mean is known, since the difference of the
 loses all digits where the mean is large.
 
 Rows may be the channels of the pixels of a blocked tensor; then the result is channels-last, which is what the
-matrix product behind reads.
+matrix product behind reads, or blocked again for a convolution.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class NormaliseShape:
         positions: Of a blocked input [rows, blocks, positions, lanes]: the number of pixels; 0 for [rows, columns].
         groups: Of GroupNorm: number of groups of one sample, ``rows`` being samples x groups; 0 otherwise.
         channels: Of GroupNorm: channels of one group.
+        blocked: The result lies like a blocked input.
     """
 
     rows: Dimension
@@ -65,6 +66,7 @@ class NormaliseShape:
     positions: Dimension = 0
     groups: int = 0
     channels: int = 1
+    blocked: bool = False
 
     @property
     def affine(self) -> int:
@@ -131,7 +133,10 @@ def _spread(affine: Array, shape: NormaliseShape, rows: int) -> Array:
 
 
 def build(shape: NormaliseShape, schedule: NormaliseSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, *weight, *bias, y): y is [rows, columns], or [batch, positions, columns] of a blocked input."""
+    """The kernel (x, *weight, *bias, y).
+
+    y is [rows, columns]; of a blocked input [batch, positions, columns], or blocked too.
+    """
     assert not epilogue.steps, "normalisations have no epilogue"
     lanes, columns = target.lanes, shape.columns
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -146,7 +151,10 @@ def build(shape: NormaliseShape, schedule: NormaliseSchedule, target: Target, ep
             parameters = [tensor("x", (rows, columns))]
         parameters += [tensor("weight", (shape.affine,))] if shape.weight else []
         parameters += [tensor("bias", (shape.affine,))] if shape.bias else []
-        parameters.append(tensor("y", (rows, positions, columns) if shape.positions != 0 else (rows, columns)))
+        if shape.blocked:
+            parameters.append(tensor("y", (rows, ceil_div(columns, lanes), positions, lanes)))
+        else:
+            parameters.append(tensor("y", (rows, positions, columns) if shape.positions != 0 else (rows, columns)))
         with root():
             kernel = _Kernel(shape, lanes, positions, [Flat(parameter) for parameter in parameters])
             in_tasks(rows * positions, schedule.rows, kernel.row)
@@ -172,11 +180,12 @@ class _Kernel:
         else:
             (start,) = bind(row * shape.columns)
 
-        def element(at: int | Expr, width: int) -> Expr:
+        def in_blocks(at: int | Expr) -> int | Expr:
             # Of a blocked row, vectors are as far apart as there are pixels.
-            place = at if shape.positions == 0 else quotient(at, self.lanes) * self.positions * self.lanes
-            within = 0 if shape.positions == 0 else remainder(at, self.lanes)
-            return self.x.load(start + place + within, width)
+            return quotient(at, self.lanes) * self.positions * self.lanes + remainder(at, self.lanes)
+
+        def element(at: int | Expr, width: int) -> Expr:
+            return self.x.load(start + (in_blocks(at) if shape.positions != 0 else at), width)
 
         mean: Expr = T.float32(0)
         if shape.centred:
@@ -188,7 +197,7 @@ class _Kernel:
 
         variance = total_of_row(square, shape.columns, self.lanes) * T.float32(1 / shape.columns)
         (inverse,) = bind(T.float32(1) / T.sqrt(variance + T.float32(shape.epsilon)))
-        (result,) = bind(row * shape.columns)
+        (result,) = bind(start if shape.blocked else row * shape.columns)
         if shape.groups:
             self.grouped(row, result, element, mean, inverse)
             return
@@ -199,7 +208,7 @@ class _Kernel:
                 value = value * self.weight.load(at, width)
             if self.bias is not None:
                 value = value + self.bias.load(at, width)
-            self.y.store(result + at, value, width)
+            self.y.store(result + (in_blocks(at) if shape.blocked else at), value, width)
 
         over_row(shape.columns, self.lanes, store)
 

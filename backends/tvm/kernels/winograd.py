@@ -6,7 +6,8 @@ tiles goes through three phases, its data in the level 2 cache:
 
 1. *gather*: tiles of the image to factors V, [element, row tile, input block, rows, lanes];
 2. *multiply*: V and the transformed weights U to products, for ``vectors`` blocks of output channels at a time;
-3. *scatter*: the products of these channels to tiles of the output, through the epilogue.
+3. *scatter*: the products of these channels to tiles of the output, through the epilogue. A tile holds whole windows
+   of a 2x2 pooling, which may end the epilogue: the large map ahead of it is then never written.
 
 The weights come untransformed, as 3x3, and are transformed on the way: a * a / 9 times the bytes would have to be
 read from memory, which takes longer than the arithmetic does.
@@ -183,7 +184,13 @@ def pack(weight: Array, shape: WinogradShape, target: Target) -> Array:
 def reference(x: Array, weight: Array, shape: WinogradShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
     """The convolution in NumPy float64, directly, on plain tensors [N, C, H, W] with transformed weights."""
     plain = restore_weight(torch.from_numpy(weight), shape.tile).numpy()
-    return conv.reference(x, plain, shape.direct, epilogue, operands)
+    result = conv.reference(x, plain, shape.direct, epilogue, operands)
+    if not shape.pooled:
+        return result
+    height, width = shape.stored_spatial
+    windows = result[:, :, : 2 * height, : 2 * width].reshape(*result.shape[:2], height, 2, width, 2)
+    pooled: Array = windows.max(axis=(3, 5))
+    return pooled
 
 
 def build(shape: WinogradShape, schedule: WinogradSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:

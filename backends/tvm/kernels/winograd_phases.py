@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.epilogue import Epilogue, Residual
 from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile
+from shave.backends.tvm.kernels.vector_math import Locals, larger
 from shave.backends.tvm.kernels.winograd_shape import TAPS, WinogradSchedule, WinogradShape
 from shave.backends.tvm.kernels.winograd_transform import transform
 from shave.ir.winograd import transforms
@@ -70,7 +72,7 @@ class Phases:
         self.x: Any = tensor("x", (self.batch, self.in_blocks, *shape.spatial, self.lanes))
         self.weight: Any = tensor("weight", (self.out_blocks, shape.in_channels, TAPS * TAPS, self.lanes))
         self.operands = BlockedOperands(epilogue, outputs)
-        self.y: Any = tensor("y", outputs)
+        self.y: Any = tensor("y", (self.batch, self.out_blocks, *shape.stored_spatial, self.lanes))
 
     def emit(self) -> None:
         """Emit the body."""
@@ -369,20 +371,45 @@ class Phases:
         goal = offset((self.out_blocks, height, width, lanes), place.image, block, y, x, 0)
         rows, columns = bind(T.min(tile, height - y), T.min(tile, width - x))
 
-        def finish(at: int | Expr, value: Expr) -> None:
-            def load(operand: int) -> Expr:
-                return self.operands.load(operand, place.image, block, at, 0, lanes)
-
-            self.y.store(at, self.epilogue.apply(value, load), lanes)
+        def finished(at: int | Expr, value: Expr) -> Expr:
+            return self.epilogue.apply(
+                value, lambda operand: self.operands.load(operand, place.image, block, at, 0, lanes)
+            )
 
         def store(row: Expr, values: list[Expr]) -> None:
             (base,) = bind(goal + row * (width * lanes))
             with only_if(row < rows):
                 for column, value in enumerate(values):
                     with only_if(column < columns):
-                        finish(base + column * lanes, value)
+                        result = finished(base + column * lanes, value)
+                        if self.shape.pooled:
+                            # The place of what this row was computed from.
+                            scratch.store((row * size + column) * lanes, result, lanes)
+                        else:
+                            self.y.store(base + column * lanes, result, lanes)
 
         def load(row: int, column: Expr) -> Expr:
             return products.load(source + (row * size + column) * (step * lanes), lanes)
 
         transform(self.matrices.AT, load, store, scratch, lanes)
+        if self.shape.pooled:
+            self._pool(scratch, place, block, rows, columns)
+
+    def _pool(self, scratch: Flat, place: _Place, block: int | Expr, rows: int | Expr, columns: int | Expr) -> None:
+        """The largest of each 2x2 window of the outputs of one tile, of which ``rows`` times ``columns`` exist."""
+        lanes, size, half = self.lanes, self.size, self.shape.tile // 2
+        height, width = self.shape.stored_spatial
+        goal = offset(
+            (self.out_blocks, height, width, lanes), place.image, block, place.row * half, place.column * half, 0
+        )
+        with T.serial(0, quotient(rows, 2)) as row:
+            for column in range(half):
+                with only_if(2 * column + 1 < columns):
+                    window = [
+                        scratch.load(((2 * row + dy) * size + 2 * column + dx) * lanes, lanes)
+                        for dy in range(2)
+                        for dx in range(2)
+                    ]
+                    let = Locals()
+                    result = functools.reduce(lambda a, b: let(larger(a, b)), window)
+                    self.y.store(goal + (row * width + column) * lanes, result, lanes)

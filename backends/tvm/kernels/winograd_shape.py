@@ -22,6 +22,7 @@ class WinogradShape:
         spatial: (height, width) of the input.
         padding: Zeros before and after, per axis.
         tile: m, the extent of a tile of outputs.
+        pooled: Of each 2x2 window of outputs, the largest is stored; an odd row or column at the end is left out.
     """
 
     batch: Dimension
@@ -30,12 +31,19 @@ class WinogradShape:
     spatial: tuple[int, int]
     padding: tuple[int, int]
     tile: int
+    pooled: bool = False
 
     @property
     def out_spatial(self) -> tuple[int, int]:
-        """Extents of the output."""
+        """Extents of the output, ahead of pooling."""
         height, width = (size + 2 * p - TAPS + 1 for size, p in zip(self.spatial, self.padding, strict=True))
         return height, width
+
+    @property
+    def stored_spatial(self) -> tuple[int, int]:
+        """Extents of what is stored."""
+        height, width = self.out_spatial
+        return (height // 2, width // 2) if self.pooled else (height, width)
 
     @property
     def grid(self) -> tuple[int, int]:

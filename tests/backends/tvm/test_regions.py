@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from shave.backends.tvm.kernels.epilogue import Activation, Bias, Factor, Residu
 from shave.backends.tvm.regions import Region, find_regions
 from shave.ir.from_torch import trace
 from shave.ir.ops import op_name
+from shave.ir.winograd import transform_weight, winograd_conv2d
 
 
 class _After(torch.nn.Module):
@@ -124,6 +126,67 @@ def test_channels_of_a_convolution_are_axis_1(shape: tuple[int, ...], step: obje
 )
 def test_what_is_no_chain_stays_outside(then: Callable[..., object], shape: tuple[int, ...]) -> None:
     assert _names(_region(then, shape)) == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("then", "channels_first", "steps"),
+    [
+        (lambda y, x, g: y.permute(0, 3, 1, 2) * g[:, None, None] + x, True, (Scale(), Residual())),
+        (lambda y, x, g: (y * g).permute(0, 3, 1, 2) + x, True, (Scale(), Residual())),
+        (lambda y, x, g: (y + x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), False, (Residual(),)),
+        (lambda y, x, g: y.permute(0, 3, 2, 1), False, ()),
+        (lambda y, x, g: y.permute(0, 3, 1, 2) * g, True, ()),
+    ],
+)
+def test_products_swallow_the_permute_ahead_of_convolutions(
+    then: Callable[..., torch.Tensor], channels_first: bool, steps: tuple[object, ...]
+) -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.conv = torch.nn.Linear(3, 3), torch.nn.Conv2d(3, 5, 1)
+            self.gamma = torch.nn.Parameter(torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(then(self.layer(x.permute(0, 2, 3, 1)), x, self.gamma))
+
+    program = trace(Mixed(), (torch.randn(2, 3, 4, 3),))
+    (region,) = find_regions(program.graph, lambda node: op_name(node) == "aten.linear").values()
+    assert region.channels_first == channels_first
+    assert region.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("pool", "size", "pooled"),
+    [
+        ({"kernel_size": 2}, 9, True),
+        ({"kernel_size": 2, "ceil_mode": True}, 8, True),
+        ({"kernel_size": 2, "ceil_mode": True}, 9, False),
+        ({"kernel_size": 2, "stride": 1}, 8, False),
+        ({"kernel_size": 3, "stride": 2}, 8, False),
+        ({"kernel_size": 2, "padding": 1}, 8, False),
+        ({"kernel_size": 2, "dilation": 2}, 8, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["winograd", "direct"])
+def test_winograd_swallows_the_pooling_of_whole_windows(
+    kind: str, pool: dict[str, Any], size: int, pooled: bool
+) -> None:
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = torch.randn(5, 3, 3, 3)
+            self.weight = torch.nn.Parameter(weight if kind == "direct" else transform_weight(weight, 4).float())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.conv2d(x, self.weight) if kind == "direct" else winograd_conv2d(x, self.weight, None, (1, 1), 4)
+            return F.max_pool2d(F.relu(y), **pool)
+
+    program = trace(Pooled(), (torch.randn(2, 3, size, size),))
+    anchors = ("aten.conv2d", "shave.winograd_conv2d")
+    (region,) = find_regions(program.graph, lambda node: op_name(node) in anchors).values()
+    assert region.pooled == (pooled and kind == "winograd")
+    assert len(region.nodes) == 2 + region.pooled
 
 
 def test_of_two_anchors_that_meet_one_swallows_the_sum() -> None:

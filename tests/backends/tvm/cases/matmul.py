@@ -11,7 +11,22 @@ from tests.backends.tvm.cases.values import Case, booleans, floats, integers
 def cases() -> list[Case]:
     q, k, v = floats(2, 3, 7, 8), floats(2, 3, 9, 8), floats(2, 3, 9, 5)
     int8 = {"dtype": torch.int8}
+
+    def inverted(name: str, channels: int, batch: int) -> Case:
+        """A block of a network that mixes the channels of pixels in the channels-last layout."""
+
+        def call(x: torch.Tensor, d: torch.Tensor, w: torch.Tensor, b: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+            y = F.conv2d(x, d, padding=1, groups=channels).permute(0, 2, 3, 1)
+            y = F.linear(F.gelu(y), w, b).permute(0, 3, 1, 2) * g.view(-1, 1, 1) + x
+            return F.conv2d(y, d, groups=channels)
+
+        weights = (floats(channels, 1, 3, 3), floats(channels, channels) * 0.2, floats(channels), floats(channels))
+        return Case(f"linear of channels-last pixels, {name}", call, (floats(batch, channels, 5, 7),), weights, 2e-5)
+
     return [
+        inverted("whole blocks", 32, 1),
+        inverted("tails", 21, 1),
+        inverted("two images", 20, 2),
         Case("linear", F.linear, (floats(2, 5, 19),), (floats(33, 19), floats(33)), tolerance=2e-5),
         Case(
             "linear, scaled columns and a residual",

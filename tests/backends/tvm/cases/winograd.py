@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -23,8 +25,19 @@ def cases() -> list[Case]:
     def block(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return functional.relu(winograd_conv2d(x, w, b, (1, 1), 4) + x)
 
+    def pooled(name: str, x: tuple[int, ...], pool: dict[str, Any], tolerance: float = 5e-6) -> Case:
+        def call(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return functional.max_pool2d(functional.relu(winograd_conv2d(x, w, b, (1, 1), 4)), **pool)
+
+        return Case(f"winograd, {name}", call, (floats(*x),), (weight, floats(24)), tolerance)
+
     weight = transform_weight(floats(24, 24, 3, 3) / 15, 4).float()
     return [
+        pooled("pooled", (1, 24, 12, 9), {"kernel_size": 2}),
+        pooled("pooled, two images", (2, 24, 7, 14), {"kernel_size": (2, 2), "stride": 2}),
+        pooled("pooled beyond the end", (1, 24, 7, 10), {"kernel_size": 2, "ceil_mode": True}),
+        pooled("pooled by overlapping windows", (1, 24, 8, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        pooled("pooled one pixel apart", (1, 24, 8, 9), {"kernel_size": 2, "stride": 1}),
         Case("winograd, residual and relu", block, (floats(1, 24, 7, 9),), (weight, floats(24)), 5e-6),
         case((1, 16, 8, 8), 16, (1, 1), 4),
         case((2, 20, 9, 7), 35, (1, 1), 2),

@@ -143,8 +143,18 @@ def check_matmul(
         a = random(m, shape.inner)
         operands = row_operands(epilogue, (m, shape.columns))
         c = unwritten(m, shape.columns)
-        kernel(a, matmul.pack(weight, shape, target), *operands, c)
-        np.testing.assert_allclose(c, matmul.reference(a, weight, epilogue, operands), **TOLERANCE)
+        if not shape.positions:
+            kernel(a, matmul.pack(weight, shape, target), *operands, c)
+            np.testing.assert_allclose(c, matmul.reference(a, weight, epilogue, operands), **TOLERANCE)
+            continue
+        images = (m // shape.positions, shape.columns, shape.positions)
+        operands, packed = blocked_operands(epilogue, images, target.lanes)
+        c = unwritten(images[0], -(-shape.columns // target.lanes), shape.positions, target.lanes)
+        kernel(a, matmul.pack(weight, shape, target), *packed, c)
+        product = matmul.reference(a, weight, Epilogue(), ()).reshape(images[0], shape.positions, -1).swapaxes(1, 2)
+        np.testing.assert_allclose(
+            unblock_channels(c, shape.columns), epilogue.reference(product, operands), **TOLERANCE
+        )
 
 
 def check_batch_matmul(

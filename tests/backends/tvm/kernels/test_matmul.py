@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shave.backends.targets import resolve
 from shave.backends.tvm.kernels import matmul
-from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Residual
+from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Residual, Scale
 from shave.backends.tvm.kernels.matmul import MatmulSchedule, MatmulShape
 from tests.backends.tvm.kernels.execution import check_matmul, each_target
 
@@ -31,6 +31,14 @@ def test_rows_known_only_at_run_time(target):
 def test_blocks_that_do_not_divide_the_rows(block, target):
     check_matmul(MatmulShape(23, 8, 40), target, schedule=MatmulSchedule(4, 2, block))
     check_matmul(MatmulShape(None, 8, 40), target, schedule=MatmulSchedule(4, 2, block), rows=[1, 4, 23])
+
+
+@each_target
+@pytest.mark.parametrize(("rows", "columns"), [(29, 48), (29, 35), (87, 20)])
+def test_rows_stored_as_pixels_of_blocked_images(rows, columns, target):
+    epilogue = Epilogue((Bias(), Scale(per_image=True), Residual(), Activation("gelu")))
+    check_matmul(MatmulShape(rows, 33, columns, positions=29), target, epilogue)
+    check_matmul(MatmulShape(rows, 2500, columns, positions=29), target, Epilogue((Bias(), Scale(), Residual())))
 
 
 @each_target

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shave.backends.target import Target
 from shave.backends.targets import resolve
 from shave.backends.tvm.kernels import normalise
+from shave.backends.tvm.kernels.base import unblock_channels
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.normalise import NormaliseSchedule, NormaliseShape
 from tests.backends.tvm.kernels.execution import (
@@ -40,8 +41,10 @@ def check(
     else:
         positions = shape.positions or positions
         x = blocked_with_poison(random(rows, shape.columns, positions) + np.float32(mean), target.lanes)
-        y = unwritten(rows, positions, shape.columns)
+        y = unwritten(*x.shape) if shape.blocked else unwritten(rows, positions, shape.columns)
     kernel(x, *affine, y)
+    if shape.blocked:
+        y = unblock_channels(y, shape.columns).swapaxes(1, 2)
     np.testing.assert_allclose(y, normalise.reference(x, affine, shape), **TOLERANCE)
 
 
@@ -55,6 +58,12 @@ def test_rows(columns, target):
 @pytest.mark.parametrize("channels", [5, 32, 50])
 def test_channels_of_a_blocked_tensor(channels, target):
     check(NormaliseShape(2, channels, 1e-5, positions=7), target)
+
+
+@each_target
+@pytest.mark.parametrize("channels", [5, 32, 50])
+def test_channels_that_stay_blocked(channels, target):
+    check(NormaliseShape(2, channels, 1e-5, positions=7, blocked=True), target)
 
 
 @each_target

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,10 +50,12 @@ def check(shape, target, epilogue=FULL, schedule=None, batch=None):
     weight = random(*shape.direct.weight_shape) / np.float32(np.sqrt(9 * shape.in_channels))
     transformed = transform_weight(torch.from_numpy(weight), shape.tile).float().numpy()
     plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes)
-    y = unwritten(n, *conv.output_shape(shape.direct, target)[1:])
+    y = unwritten(n, -(-shape.out_channels // target.lanes), *shape.stored_spatial, target.lanes)
     kernel = compiled(winograd.build(shape, schedule, target, epilogue), target)
     kernel(blocked_with_poison(x, target.lanes), winograd.pack(transformed, shape, target), *packed, y)
     expected = conv.reference(x, weight, shape.direct, epilogue, plain)
+    if shape.pooled:
+        expected = F.max_pool2d(torch.from_numpy(expected), 2).numpy()
     found = unblock_channels(y, shape.out_channels)
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE[shape.tile], atol=TOLERANCE[shape.tile])
 
@@ -90,6 +93,18 @@ def test_blocks_and_slices_add_up(order, target):
     check(shape, target, schedule=WinogradSchedule(3, 1, 2, order, 2))
 
 
+@each_target
+@pytest.mark.parametrize("name", ["borders", "channel tails", "wide padding", "padding of one axis", "tile 6"])
+def test_pooling_ends_the_epilogue(name, target):
+    check(dataclasses.replace(SHAPES[name], pooled=True), target)
+
+
+@pytest.mark.parametrize("order", ["elements", "channels"])
+def test_pooling_in_both_orders(order):
+    shape = dataclasses.replace(SHAPES["several slices"], batch=None, pooled=True)
+    check(shape, resolve("x86-64-v3"), schedule=WinogradSchedule(3, 1, 2, order, 2), batch=2)
+
+
 def test_reference_agrees_with_torch():
     shape = SHAPES["channel tails"]
     x, weight = random(2, 20, 9, 11), random(35, 20, 3, 3)
@@ -97,6 +112,9 @@ def test_reference_agrees_with_torch():
     x64, w64 = torch.from_numpy(x).double(), torch.from_numpy(weight).double()
     expected = torch.nn.functional.conv2d(x64, w64, None, 1, shape.padding)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12, atol=1e-12)
+    transformed = transform_weight(torch.from_numpy(weight), 4).numpy()
+    found = winograd.reference(x, transformed, dataclasses.replace(shape, pooled=True), Epilogue(), ())
+    np.testing.assert_allclose(found, F.max_pool2d(expected, 2).numpy(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tile", [2, 4, 6])
@@ -124,7 +142,7 @@ def shapes(draw):
     channels = st.integers(1, 70)
     return WinogradShape(
         draw(st.sampled_from([None, 1, 3])), draw(channels), draw(channels), spatial, padding,
-        draw(st.sampled_from([2, 4, 6])),
+        draw(st.sampled_from([2, 4, 6])), draw(st.booleans()) and min(spatial) > 3,
     )  # fmt: skip
 
 
