@@ -68,7 +68,7 @@ def test_bias_addition_and_activation_are_swallowed(residual: Compiled) -> None:
 
 def test_every_call_names_the_nodes_it_computes(residual: Compiled) -> None:
     calls = [(k.family, k.nodes) for k in residual.lowered.kernels if k.nodes and k.family != "conv"]
-    assert calls == [("tail", ("max_pool2d",)), ("tail", ("adaptive_avg_pool2d",)), ("matmul", ("linear",))]
+    assert calls == [("pooling", ("max_pool2d",)), ("pooling", ("adaptive_avg_pool2d",)), ("matmul", ("linear",))]
 
 
 def test_equal_kernels_share_one_function(residual: Compiled) -> None:
