@@ -165,8 +165,10 @@ def seconds(shape: PoolShape, schedule: PoolSchedule, target: Target) -> float:
 
 def candidates(shape: PoolShape, target: Target) -> list[PoolSchedule]:
     """Tile sizes that leave registers for the loaded vectors, best first; one where there is no choice."""
-    if shape.whole or shape.adaptive:
+    if shape.whole:
         return [PoolSchedule(1)]
+    if shape.adaptive:
+        return [PoolSchedule(min(shape.out_spatial[-1], most_rows(target), target.vector_registers // 2))]
     taps = min(shape.kernel[-1], UNROLLED_TAPS)
     largest = max(1, min(most_rows(target), target.vector_registers - taps - 2))
     sizes = range(1, min(shape.out_spatial[-1], largest) + 1)
@@ -266,26 +268,54 @@ class _Emitter:
         self.y.store(image * lanes, result, lanes)
 
     def _adaptive_row(self, image: int | Expr, position: list[int | Expr]) -> None:
-        """Windows of different extents, one after the other."""
+        """A row of windows of different extents, as many at a time as a tile holds."""
         shape, lanes = self.shape, self.lanes
-        whole = T.ramp(0, 1, lanes)
-        with loop(shape.out_spatial[-1]) as q:
-            accumulator = local_array(lanes, "float32")
-            T.buffer_store(accumulator, self._start(), [whole])
-            bounds: list[tuple[int | Expr, int | Expr]] = []
-            for place, size, out in zip([*position, q], shape.spatial, shape.out_spatial, strict=True):
-                first = quotient(place * size, out)
-                bounds.append((first, quotient((place + 1) * size + (out - 1), out) - first))
-            bounds = [(first, count) for first, count in (bind(*axis) for axis in bounds)]
+        last, out = len(position), shape.out_spatial[-1]
+        bounds: list[tuple[int | Expr, int | Expr]] = []
+        for place, size, count in zip(position, shape.spatial[:-1], shape.out_spatial[:-1], strict=True):
+            low, high = quotient(place * size, count), quotient((place + 1) * size + (count - 1), count)
+            first, taps = bind(low, high - low)
+            bounds.append((first, taps))
+        scale: int | Expr = prod(taps for _, taps in bounds)
+        (inverse,) = bind(T.float32(1) / tirx.Cast("float32", scale)) if position else [T.float32(1)]
+        result = offset((*shape.out_spatial, lanes), image, *position, 0, 0)
+        for start in range(0, out, self.schedule.pixels):
+            windows = [shape.positions(last, q) for q in range(start, min(out, start + self.schedule.pixels))]
+            tile = RegisterTile(len(windows), 1, lanes)
+            if shape.kind == "max":
+                tile.load(lambda row, part: self._start())
             with ExitStack() as loops:
-                pixels = [first + loops.enter_context(T.serial(0, count)) for first, count in bounds]
-                value = self.x.load(offset((*shape.spatial, lanes), image, *pixels, 0), lanes)
-                T.buffer_store(accumulator, self._combine(accumulator[whole], value), [whole])
-            result = accumulator[whole]
+                pixels = [first + loops.enter_context(loop(taps)) for first, taps in bounds]
+                source = offset((*shape.spatial, lanes), image, *pixels, 0, 0)
+                for row, window in enumerate(windows):
+                    self._take(tile, row, window, source)
             if shape.kind == "mean":
-                (factor,) = bind(T.float32(1) / tirx.Cast("float32", prod(count for _, count in bounds)))
-                result = result * T.broadcast(factor, lanes)
-            self.y.store(offset((*shape.out_spatial, lanes), image, *position, q, 0), result, lanes)
+                self._divide(tile, [len(window) for window in windows], inverse)
+            self._store(tile, result + start * lanes)
+
+    def _take(self, tile: RegisterTile, row: int, window: range, source: int | Expr) -> None:
+        """Combine the positions of one window along the last axis."""
+
+        def step(at: int | Expr) -> None:
+            tile.combine(
+                range(row, row + 1),
+                lambda _, value: self._combine(value, self.x.load(source + at * self.lanes, self.lanes)),
+            )
+
+        if len(window) > UNROLLED_TAPS:
+            with loop(len(window)) as tap:
+                step(window.start + tap)
+        else:
+            for at in window:
+                step(at)
+
+    def _store(self, tile: RegisterTile, goal: int | Expr) -> None:
+        """Write the results of a tile from ``goal`` on."""
+
+        def store(row: int | Expr, part: Part, value: Expr) -> None:
+            self.y.store(goal + row * self.lanes, value, part.width)
+
+        tile.finish(Epilogue(), lambda operand, row, part: T.float32(0), store)
 
     def _row(self, image: int | Expr, position: list[int | Expr]) -> None:
         """A row of outputs along the last axis, tile by tile."""
@@ -299,14 +329,11 @@ class _Emitter:
                 if shape.kind == "max":
                     tile.load(lambda row, part: self._start())
                 self._reduce(tile, run, image, [*position, first])
-                result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
                 if shape.kind == "mean":
-                    self._divide(tile, run, scale)
-
-                def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
-                    self.y.store(result + row * lanes, value, part.width)
-
-                tile.finish(Epilogue(), lambda operand, row, part: T.float32(0), store)
+                    fixed = shape.divisor is not None
+                    places = range(run.first, run.first + run.tiles.size)
+                    self._divide(tile, [1 if fixed else shape.counted(len(position), q) for q in places], scale)
+                self._store(tile, offset((*shape.out_spatial, lanes), image, *position, first, 0))
 
     def _reduce(self, tile: RegisterTile, run: PixelRun, image: int | Expr, position: list[int | Expr]) -> None:
         """Combine the windows of one tile, whose first output is at ``position``."""
@@ -356,13 +383,8 @@ class _Emitter:
             return 1 / known
         return bind(T.float32(1 / known) / tirx.Cast("float32", counted))[0]
 
-    def _divide(self, tile: RegisterTile, run: PixelRun, scale: float | Expr) -> None:
-        """Divide the sums of a tile by what the mean counts, which differs at borders."""
-        shape = self.shape
-        last = len(shape.spatial) - 1
-        sizes = [
-            1 if shape.divisor is not None else shape.counted(last, run.first + row) for row in range(run.tiles.size)
-        ]
+    def _divide(self, tile: RegisterTile, sizes: list[int], scale: float | Expr) -> None:
+        """Divide each sum of a tile by what the mean counts along the last axis, and multiply it by ``scale``."""
         row = 0
         for size, group in itertools.groupby(sizes):
             rows = range(row, row + len(list(group)))
