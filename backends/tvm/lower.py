@@ -102,7 +102,9 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
         builder.emit_func_output(relax.Tuple(outputs), parameters)
     module = _fused(builder.get())
     kernels = _calls(module, emitter)
-    module = share_only_large_loops(schedule_tail(_as_functions(module), target))
+    module = _as_functions(module)
+    constants = list(module[_BODY].params)[len(inputs) :]
+    module = share_only_large_loops(schedule_tail(module, target), target, constants)
     module, names = name_by_content(_with_main(module, len(inputs)))
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import IRBuilder, T, tvm
 from shave.backends.tvm.small_work import SMALL_NANOSECONDS, nanoseconds, share_only_large_loops
 from shave.ir.from_torch import trace
@@ -28,7 +29,7 @@ def _scaled(rows: int | None, columns: int) -> Any:
                     T.buffer_store(z, x[i, j] * T.float32(2), [j])
                 with T.serial(0, columns) as j:
                     T.buffer_store(y, z[j], [i, j])
-    return share_only_large_loops(tvm.IRModule({"main": builder.get()}))["main"]
+    return share_only_large_loops(tvm.IRModule({"main": builder.get()}), resolve("x86-64-v3"))["main"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,18 @@ def test_a_small_network_has_no_parallel_loop_and_a_large_one_has() -> None:
         functions = [compiled.lowered.module[name] for name in compiled.functions()]
         assert any("T.parallel" in str(function) for function in functions) == shared
         assert worst(compiled(x)[0], Net(channels).eval()(x).detach()) < 1e-5
+
+
+@pytest.mark.parametrize(("inner", "shared"), [(64, False), (1024, True)])
+def test_weights_count_by_the_time_to_read_them(inner: int, shared: bool) -> None:
+    model = torch.nn.Linear(inner, 512).eval()
+    x = torch.randn(1, inner)
+    compiled = Compiled(trace(model, (x,)))
+    functions = [compiled.lowered.module[name] for name in compiled.functions()]
+    # The arithmetic of one row is below the limit for both.
+    assert sum(nanoseconds(function.body) for function in functions) < SMALL_NANOSECONDS
+    assert any("T.parallel" in str(function) for function in functions) == shared
+    assert worst(compiled(x)[0], model(x).detach()) < 1e-5
 
 
 def test_the_limit_is_above_the_cost_of_waking_a_thread() -> None:
