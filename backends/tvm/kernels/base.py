@@ -242,6 +242,23 @@ def even_runs(total: int, largest: int) -> list[Run]:
     return [run for run in (Run(bigger, small + 1), Run(tiles - bigger, small)) if run.count]
 
 
+def busiest_share(runs: Sequence[tuple[int, float]], repeats: int, cores: int) -> float:
+    """Cost of the thread with the most work, when threads take equal numbers of consecutive tiles.
+
+    Args:
+        runs: (tiles, cost of each) in their order, the most expensive first, as :func:`even_runs` has them.
+        repeats: How often that sequence comes, one behind the other.
+        cores: Threads.
+    """
+    count = sum(tiles for tiles, _ in runs)
+    whole, left = divmod(ceil_div(count * repeats, cores), count)
+    total = whole * sum(tiles * cost for tiles, cost in runs)
+    for tiles, cost in runs:
+        total += min(left, tiles) * cost
+        left -= min(left, tiles)
+    return total
+
+
 def row_runs(rows: int | Expr, largest: int) -> list[Run]:
     """Cut rows into tiles; a number known only at run time into full tiles, then tiles of 4, then of 1."""
     if isinstance(rows, int):

@@ -9,7 +9,7 @@ from math import prod
 from typing import Literal
 
 from shave.backends.target import Target
-from shave.backends.tvm.kernels.base import Run, ceil_div, even_runs
+from shave.backends.tvm.kernels.base import Run, busiest_share, ceil_div, even_runs
 from shave.backends.tvm.kernels.geometry import (
     ConvShape,
     Phase,
@@ -83,24 +83,29 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * depth * width
     image = 4 * shape.in_channels * prod(shape.spatial)
     far = FAR_LOADS if image > target.l2_bytes // 4 and not shape.plain_input else 0
-    total: float = 0
-    units = 0
+    total = 0.0
     for phase in phases(merged(shape, schedule)):
         outer, tiles = _work(phase, schedule.pixels)
         rows = prod(axis.extent for axis in phase[:-1])
-        # Passes over a panel are the work of one thread.
-        units += (rows if passes == 1 else 1) * sum(int(run.count) for run in channels)
-        for run, tile in itertools.product(channels, tiles):
-            # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2. Each line
-            # of a large image comes from level 2 or farther, once for all taps and vectors.
-            slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
-            slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
-            steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
-            once = cycles_per_tile(tile.tiles.size, run.size) + (passes - 1) * CYCLES_PER_TILE
-            one = outer * inputs * steps + rows * once
-            total += int(run.count) * int(tile.tiles.count) * one
-    units *= blocks.groups * (shape.batch or 1)
-    return total * blocks.groups * (shape.batch or 1) * ceil_div(units, target.cores) / units
+        runs: list[tuple[int, float]] = []
+        for run in channels:
+            panel = 0.0
+            for tile in tiles:
+                # A plain input gives one channel per row of the image: short loops. Weights may only fit level 2. Each
+                # line of a large image comes from level 2 or farther, once for all taps and vectors.
+                slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
+                slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
+                steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
+                once = cycles_per_tile(tile.tiles.size, run.size) + (passes - 1) * CYCLES_PER_TILE
+                panel += int(tile.tiles.count) * (outer * inputs * steps + rows * once)
+            runs.append((int(run.count), panel))
+        repeats = blocks.groups * (shape.batch or 1)
+        if passes == 1:  # else the passes over a panel are the work of one thread
+            channels_first = schedule.outer == "channels"
+            runs = [(count * rows if channels_first else count, panel / rows) for count, panel in runs]
+            repeats *= 1 if channels_first else rows
+        total += busiest_share(runs, repeats, target.cores)
+    return total
 
 
 @functools.lru_cache(maxsize=1024)

@@ -106,7 +106,7 @@ def tile_cost(rows: int, columns: int, tile_rows: int, tile_vectors: int, target
         for r, p in itertools.product(row_tiles, panel_tiles)
     )
     units = sum(int(r.count) for r in row_tiles) * sum(int(p.count) for p in panel_tiles)
-    return cycles * ceil_div(units, target.cores) * target.cores / units
+    return cycles * ceil_div(units, target.cores) / units
 
 
 def best_tiles(rows: int, columns: int, target: Target) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ import torch
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels import conv
-from shave.backends.tvm.kernels.base import Array, ceil_div, even_runs
+from shave.backends.tvm.kernels.base import Array, busiest_share, ceil_div, even_runs
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.register_tile import cycles_per_step, cycles_per_tile, fits, most_rows
 from shave.backends.tvm.kernels.winograd_phases import Phases
@@ -44,8 +44,14 @@ SCATTER_CYCLES = 5.5
 """Cycles per vector of products: the same, and the epilogue."""
 EXPAND_CYCLES = 4.5
 """Cycles per vector of transformed weights."""
-CACHE_SPEED = 3.0
+CACHE_SPEED = 2.5
 """How many times as fast as main memory the level 3 cache is read, while arithmetic goes on."""
+EXCHANGE_SPEED = 1.5
+"""How many times as fast as main memory a core reads what lies in another core's level 2 cache."""
+EXPOSED = 0.25
+"""Share of streaming weights from there that does not hide behind the products."""
+SPILL = 3
+"""Passes over factors and products that outgrow the level 2 cache: written, which reads first, and read, in strides."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,13 @@ class _Work:
         cycles: Arithmetic, and moving what is in the level 2 cache.
         cached: Bytes between the levels 2 and 3.
         memory: Bytes from and to main memory.
+        streamed: Bytes of transformed weights that come from level 3 in order, while the products are computed.
     """
 
     cycles: float
     cached: float
     memory: float
+    streamed: float = 0
 
 
 def _transforms(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> _Work:
@@ -76,8 +84,9 @@ def _transforms(shape: WinogradShape, schedule: WinogradSchedule, target: Target
     read = TAPS * TAPS * shape.in_channels * out_blocks * target.vector_bytes
     if schedule.order == "channels":
         return _Work(images + EXPAND_CYCLES * weights * blocks, moved + read * (blocks - 1), read)
+    # Larger ones are read before they are written, and written back to make room.
     fits_cache = expanded <= 2 * target.l2_bytes
-    return _Work(images + EXPAND_CYCLES * weights, moved, read + expanded * (not fits_cache))
+    return _Work(images + EXPAND_CYCLES * weights, moved, read + 1.5 * expanded * (not fits_cache))
 
 
 def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> _Work:
@@ -89,7 +98,8 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
     cycles = sum(
         int(run.count)
         * (
-            shape.in_channels * cycles_per_step(schedule.rows, run.size)
+            # Weights come from level 2: each is needed for one element of one block.
+            shape.in_channels * cycles_per_step(schedule.rows, run.size, run.size)
             # Sums over slices are loaded and stored again.
             + slices * cycles_per_tile(schedule.rows, run.size) * (1 + (slices > 1))
         )
@@ -97,14 +107,16 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
     )
     factors = elements * in_blocks * schedule.rows * schedule.block * target.vector_bytes
     weights = elements * shape.in_channels * out_blocks * target.vector_bytes
+    cycles *= elements * ceil_div(tiles, schedule.rows)
     if schedule.order == "channels":
         # Written, which reads first, then read for each group.
         passes = 2 + sum(int(run.count) for run in groups)
-        again = passes * factors * blocks * (factors > target.l2_bytes // 2)
-    else:
-        in_cache = weights + factors + factors * out_blocks / in_blocks <= target.l2_bytes
-        again = blocks * weights * (not in_cache) + 2 * blocks * factors * (factors > target.l2_bytes // 2)
-    return _Work(elements * ceil_div(tiles, schedule.rows) * cycles, again, 0)
+        cached = passes * factors * blocks * (factors > target.l2_bytes // 2)
+        # Each core reads what the others gathered.
+        return _Work(cycles, cached + (target.cores - 1) * factors * blocks * CACHE_SPEED / EXCHANGE_SPEED, 0)
+    held = factors + factors * out_blocks / in_blocks
+    streamed = blocks * weights * (weights + held > target.l2_bytes)
+    return _Work(cycles, SPILL * blocks * held * (held > target.l2_bytes * 3 // 4), 0, streamed)
 
 
 def _extents(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> tuple[int, int, int, int]:
@@ -118,15 +130,19 @@ def seconds(shape: WinogradShape, schedule: WinogradSchedule, target: Target) ->
     """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
     tiles, _, out_blocks, blocks = _extents(shape, schedule, target)
     parts = [_transforms(shape, schedule, target), _products(shape, schedule, target)]
-    cycles, cached, memory = (float(sum(values)) for values in zip(*map(astuple, parts), strict=True))
+    cycles, cached, memory, streamed = (float(sum(values)) for values in zip(*map(astuple, parts), strict=True))
     if schedule.order == "elements":  # the last block may hold a few tiles only
         imbalance = min(tiles, ceil_div(blocks, target.cores) * schedule.rows * schedule.block) * target.cores / tiles
     else:
-        units = ceil_div(out_blocks, schedule.vectors)
-        imbalance = ceil_div(units, target.cores) * target.cores / units
+        runs = [(int(run.count), float(run.size)) for run in even_runs(out_blocks, schedule.vectors)]
+        imbalance = busiest_share(runs, 1, target.cores) * target.cores / out_blocks
     bandwidth = target.memory_gbytes * 1e9
-    arithmetic = imbalance * cycles / (target.gigahertz * 1e9)
-    return (arithmetic + cached / (CACHE_SPEED * bandwidth) + memory / bandwidth) / target.cores
+    clock = target.gigahertz * 1e9
+    streaming, products = streamed / (CACHE_SPEED * bandwidth), parts[1].cycles / clock
+    exposed = max(streaming - products, 0.0) + EXPOSED * min(streaming, products)
+    return (
+        imbalance * cycles / clock + exposed + cached / (CACHE_SPEED * bandwidth) + memory / bandwidth
+    ) / target.cores
 
 
 def candidates(shape: WinogradShape, target: Target) -> list[WinogradSchedule]:
@@ -142,8 +158,9 @@ def candidates(shape: WinogradShape, target: Target) -> list[WinogradSchedule]:
         largest = ceil_div(tiles, rows)
         sizes = [min(largest, size) for size in (1, 2, 4, 8)]
         found += [WinogradSchedule(rows, vectors, block, "elements", in_blocks) for block in sizes]
-        weight = elements * target.lanes * vectors * target.vector_bytes
-        depth = max(1, min(in_blocks, target.l2_bytes // 4 // weight))
+        most_deep = target.l2_bytes // 4 // (elements * target.lanes * vectors * target.vector_bytes)
+        # Slices of equal depth: uneven ones have loops of a length that LLVM does not know.
+        depth = max(d for d in range(1, in_blocks + 1) if in_blocks % d == 0 and (d == 1 or d <= most_deep))
         sizes = [ceil_div(largest, blocks) for blocks in (1, 2, 3)]
         found += [WinogradSchedule(rows, vectors, block, "channels", depth) for block in sizes]
     return sorted(dict.fromkeys(found), key=lambda s: seconds(shape, s, target))[:12]
