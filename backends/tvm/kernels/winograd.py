@@ -44,6 +44,8 @@ SCATTER_CYCLES = 5.5
 """Cycles per vector of products: the same, and the epilogue."""
 EXPAND_CYCLES = 4.5
 """Cycles per vector of transformed weights."""
+FAR_LOADS = 4
+"""Slow loads that a vector of weights costs a register tile for which it comes from level 2, beside one."""
 CACHE_SPEED = 2.5
 """How many times as fast as main memory the level 3 cache is read, while arithmetic goes on."""
 EXCHANGE_SPEED = 1.5
@@ -95,11 +97,13 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
     groups = even_runs(out_blocks, schedule.vectors)
     depth = schedule.depth if schedule.order == "channels" else in_blocks
     slices = ceil_div(in_blocks, depth)
+    # Register tiles of a block share the weights of an element, if level 1 holds them.
+    panel = depth * target.lanes * schedule.vectors * target.vector_bytes
+    far = 1 + FAR_LOADS / (schedule.block if panel <= target.l1_bytes // 2 else 1)
     cycles = sum(
         int(run.count)
         * (
-            # Weights come from level 2: each is needed for one element of one block.
-            shape.in_channels * cycles_per_step(schedule.rows, run.size, run.size)
+            shape.in_channels * cycles_per_step(schedule.rows, run.size, far * run.size)
             # Sums over slices are loaded and stored again.
             + slices * cycles_per_tile(schedule.rows, run.size) * (1 + (slices > 1))
         )
@@ -112,6 +116,7 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
         # Written, which reads first, then read for each group.
         passes = 2 + sum(int(run.count) for run in groups)
         cached = passes * factors * blocks * (factors > target.l2_bytes // 2)
+        cached *= 1.5 if factors > 4 * target.l2_bytes else 1  # beyond what a core may keep of level 3
         # Each core reads what the others gathered.
         return _Work(cycles, cached + (target.cores - 1) * factors * blocks * CACHE_SPEED / EXCHANGE_SPEED, 0)
     held = factors + factors * out_blocks / in_blocks
