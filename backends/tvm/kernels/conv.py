@@ -179,6 +179,7 @@ class _Emitter:
         self.schedule = schedule
         self.epilogue = epilogue
         self.lanes = target.lanes
+        self.cores = target.cores
         self.blocks = blocks_of(shape, target.lanes)
         self.batch = extent(shape.batch)
         self.shape = merged(shape, schedule)
@@ -217,13 +218,21 @@ class _Emitter:
 
                 for_tile(tile, channels, panel)
             return
-        channels_first = self.schedule.outer == "channels"
-        extents = [self.batch, *features, *space] if channels_first else [self.batch, *space, *features]
-        with T.parallel(0, self.batch * prod(space) * prod(features)) as index:
-            n, *rest = bind(*unravel(index, extents))
-            split = len(features) if channels_first else len(space)
-            (group, tile), position = (rest[:split], rest[split:]) if channels_first else (rest[split:], rest[:split])
-            for_tile(tile, channels, lambda first, blocks: self._row(phase, n, group, first, blocks.size, position, 0))
+        if self.schedule.outer == "space":
+            with T.parallel(0, self.batch * prod(space) * prod(features)) as index:
+                n, *rest = bind(*unravel(index, [self.batch, *space, *features]))
+                position, (group, tile) = rest[: len(space)], rest[len(space) :]
+                for_tile(tile, channels, lambda first, run: self._row(phase, n, group, first, run.size, position, 0))
+            return
+        rows, *rest = space or [1]
+        bands = self.cores if self.schedule.outer == "bands" else 1
+        height = ceil_div(rows, bands)
+        extents = [self.batch, bands, *features, height, *rest]
+        with T.parallel(0, self.batch * prod(extents[1:])) as index:
+            n, band, group, tile, row, *inner = bind(*unravel(index, extents))
+            position = [*bind(band * height + row), *inner] if space else []
+            with only_if(bands * height == rows or position[0] < rows):
+                for_tile(tile, channels, lambda first, run: self._row(phase, n, group, first, run.size, position, 0))
 
     def _row(
         self,
@@ -256,7 +265,8 @@ class _Emitter:
         self, outer: Sequence[Phase], position: Sequence[int | Expr], runs: Sequence[PixelRun], vectors: int
     ) -> tuple[Prefetch | None, int | Expr]:
         """How the tiles of a panel of weights ask for the next one, and the number of the first tile of a row."""
-        if not self.schedule.prefetch or self.shape.plain_input:
+        # A band reads fewer weights than pixels.
+        if not self.schedule.prefetch or self.shape.plain_input or self.schedule.outer == "bands":
             return None, 0
         tiles = sum(int(run.tiles.count) for run in runs)
         number: int | Expr = 0

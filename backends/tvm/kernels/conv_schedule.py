@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -28,6 +29,12 @@ FAR_LOADS = 8
 """Loads from level 2 that cost as much as one of a line of a large image (fitted to measurements)."""
 
 
+MOST_UNEVEN = 1.05
+"""Rows that cores take as bands of equal height, over those that there are."""
+
+Outer = Literal["channels", "space", "bands"]
+
+
 @dataclass(frozen=True)
 class ConvSchedule:
     """Choices of a direct convolution.
@@ -36,7 +43,9 @@ class ConvSchedule:
         pixels: Largest number of pixels of a tile.
         vectors: Largest number of output channel blocks of a tile.
         outer: What the outermost loop walks: ``channels`` keeps the weights of a tile in cache while the image
-            streams by, ``space`` keeps a few rows of the image while all weights stream by.
+            streams by, ``space`` keeps a few rows of the image while all weights stream by. ``bands`` gives each core
+            a band of rows, in which it does as ``channels``: what a core reads it mostly wrote itself, if all kernels
+            around do so, and it reads all weights.
         merge: Rows laid end to end before tiles are cut (pointwise convolutions only, else 1).
         prefetch: Whether tiles ask for the weights of the next panel; see :mod:`prefetch`.
         depth: Blocks of input channels of a pass, all in one by default. A panel of weights stays in cache for one
@@ -45,7 +54,7 @@ class ConvSchedule:
 
     pixels: int
     vectors: int
-    outer: Literal["channels", "space"] = "channels"
+    outer: Outer = "channels"
     merge: int = 1
     prefetch: bool = True
     depth: int | None = None
@@ -100,6 +109,10 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
                 panel += int(tile.tiles.count) * (outer * inputs * steps + rows * once)
             runs.append((int(run.count), panel))
         repeats = blocks.groups * (shape.batch or 1)
+        if schedule.outer == "bands":
+            bands = target.cores * ceil_div(phase[0].extent, target.cores) / phase[0].extent
+            total += bands * repeats * sum(count * panel for count, panel in runs) / target.cores
+            continue
         if passes == 1:  # else the passes over a panel are the work of one thread
             channels_first = schedule.outer == "channels"
             runs = [(count * rows if channels_first else count, panel / rows) for count, panel in runs]
@@ -121,7 +134,8 @@ def seconds(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     blocks = blocks_of(shape, target.lanes)
     width = target.lanes if not shape.plain_input else 1
     block = 4 * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
-    memory = block * blocks.groups * blocks.output_blocks / target.cores / (target.memory_gbytes * 1e9)
+    readers = 1 if schedule.outer == "bands" else target.cores
+    memory = block * blocks.groups * blocks.output_blocks / readers / (target.memory_gbytes * 1e9)
     panel = schedule.vectors * block * (schedule.depth or blocks.input_blocks) // blocks.input_blocks
     return overlapped(arithmetic, memory, panel, target)
 
@@ -137,6 +151,8 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
     if shape.pointwise and len(shape.spatial) > 1:
         merges = [m for m in range(1, shape.spatial[-2] + 1) if shape.spatial[-2] % m == 0]
     order = _outer(shape, target)
+    if order == "bands":
+        merges = [m for m in merges if shape.spatial[-2] // m % target.cores == 0 or m == 1]
     tiles = [
         ConvSchedule(pixels, vectors, order, merge)
         for merge in merges
@@ -150,7 +166,7 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         cut = [replace(s, depth=_depth(shape, s.vectors, target)) for s in tiles]
         tiles += [s for s in cut if s.depth]
     best = sorted(tiles, key=lambda s: (seconds(shape, s, target), s.merge, -s.pixels))[:12]
-    other: Literal["channels", "space"] = "space" if order == "channels" else "channels"
+    other: Outer = "space" if order == "channels" else "channels"
     found = list(dict.fromkeys(best + [replace(s, outer=other, depth=None) for s in best]))
     return found if shape.plain_input else found + [replace(s, prefetch=False) for s in best[:4]]
 
@@ -174,10 +190,22 @@ def _depth(shape: ConvShape, vectors: int, target: Target) -> int | None:
     return ceil_div(blocks.input_blocks, passes) if passes > 1 and sums <= target.l2_bytes // 4 else None
 
 
-def _outer(shape: ConvShape, target: Target) -> Literal["channels", "space"]:
+def _outer(shape: ConvShape, target: Target) -> Outer:
     blocks = blocks_of(shape, target.lanes)
     block = target.lanes * 4
     weights = block * blocks.groups * blocks.output_blocks * prod(shape.kernel) * shape.in_channels // blocks.groups
     image = 4 * shape.in_channels * prod(shape.spatial)
     half = target.l2_bytes // 2
+    if weights < image and banded(phases(shape), target):
+        return "bands"
     return "space" if weights <= half < image else "channels"
+
+
+def banded(phases: Sequence[tuple[Phase, ...]], target: Target) -> bool:
+    """Whether each core can take a band of several rows, all of about equal height."""
+    return target.cores > 1 and all(
+        len(axes) > 1
+        and axes[0].extent >= 4 * target.cores
+        and ceil_div(axes[0].extent, target.cores) * target.cores <= MOST_UNEVEN * axes[0].extent
+        for axes in phases
+    )

@@ -26,13 +26,13 @@ from shave.backends.tvm.kernels.base import (
     extent,
     loop,
     offset,
+    only_if,
     pad_channels,
-    quotient,
-    remainder,
     root,
     tensor,
     unravel,
 )
+from shave.backends.tvm.kernels.conv_schedule import banded
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
 from shave.backends.tvm.kernels.operands import BlockedOperands
@@ -77,6 +77,12 @@ def seconds(shape: ConvShape, schedule: DepthwiseSchedule, target: Target) -> fl
     arithmetic = ceil_div(rows, target.cores) * _cycles_per_row(shape, schedule.pixels) / (target.gigahertz * 1e9)
     maps = blocks * target.vector_bytes * (prod(shape.spatial) + prod(shape.out_spatial)) / target.cores
     return max(arithmetic, maps / (2 * target.memory_gbytes * 1e9) if maps > target.l2_bytes else 0.0)
+
+
+def _bands(shape: ConvShape, target: Target) -> int:
+    """Bands of rows, one per core, where the pointwise convolutions around are likely to work in bands; else 1."""
+    pixels = prod(shape.out_spatial)
+    return target.cores if pixels > shape.out_channels and banded(phases(shape), target) else 1
 
 
 def candidates(shape: ConvShape, target: Target) -> list[DepthwiseSchedule]:
@@ -125,26 +131,30 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
         with root():
             x, weight, y = [Flat(parameter) for parameter in parameters]
             operands.flatten()
-            space = [axis.extent for axis in outer]
-            with T.parallel(0, batch * blocks * prod(space)) as index:
-                image, *position = bind(*unravel(index, [batch * blocks, *space]))
-                (channel_block,) = bind(remainder(image, blocks))
-                for run in pixel_runs(inner, schedule.pixels):
-                    with loop(run.tiles.count) as t:
-                        first = run.first + t * run.tiles.size
-                        tile = RegisterTile(run.tiles.size, 1, lanes)
-                        _reduce(tile, x, weight, shape, phase, run, image, channel_block, [*position, first])
-                        result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
+            rows, *rest = [axis.extent for axis in outer] or [1]
+            bands = _bands(shape, target)
+            height = ceil_div(rows, bands)
+            extents = [batch, bands, blocks, height, *rest]
+            with T.parallel(0, batch * prod(extents[1:])) as index:
+                number, band, channel_block, row, *inside = bind(*unravel(index, extents))
+                position = [*bind(band * height + row), *inside] if outer else []
+                (image,) = bind(number * blocks + channel_block)
+                with only_if(bands * height == rows or position[0] < rows):
+                    for run in pixel_runs(inner, schedule.pixels):
+                        with loop(run.tiles.count) as t:
+                            first = run.first + t * run.tiles.size
+                            tile = RegisterTile(run.tiles.size, 1, lanes)
+                            _reduce(tile, x, weight, shape, phase, run, image, channel_block, [*position, first])
+                            result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
 
-                        def load(operand: int, row: int | Expr, part: Part, result: int | Expr = result) -> Expr:
-                            at = result + (row * lanes + part.first)
-                            number = quotient(image, blocks)
-                            return operands.load(operand, number, channel_block, at, part.first, part.width)
+                            def load(operand: int, row: int | Expr, part: Part, result: int | Expr = result) -> Expr:
+                                at = result + (row * lanes + part.first)
+                                return operands.load(operand, number, channel_block, at, part.first, part.width)
 
-                        def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
-                            y.store(result + (row * lanes + part.first), value, part.width)
+                            def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
+                                y.store(result + (row * lanes + part.first), value, part.width)
 
-                        tile.finish(epilogue, load, store)
+                            tile.finish(epilogue, load, store)
     return builder.get()
 
 

@@ -115,8 +115,9 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
     if schedule.order == "channels":
         # Written, which reads first, then read for each group.
         passes = 2 + sum(int(run.count) for run in groups)
-        cached = passes * factors * blocks * (factors > target.l2_bytes // 2)
-        cached *= 1.5 if factors > 4 * target.l2_bytes else 1  # beyond what a core may keep of level 3
+        spilled = passes * factors * blocks * (factors > target.l2_bytes // 2)
+        # Much of what outgrows a core's part of level 3 comes from memory.
+        cached = spilled * (1.5 if factors > 4 * target.l2_bytes else 1)
         # Each core reads what the others gathered.
         return _Work(cycles, cached + (target.cores - 1) * factors * blocks * CACHE_SPEED / EXCHANGE_SPEED, 0)
     held = factors + factors * out_blocks / in_blocks

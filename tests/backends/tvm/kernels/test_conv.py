@@ -98,6 +98,35 @@ def test_sums_of_passes_add_up(shape, depth, target):
     check_conv(conv, shape, target, FULL, tile, batch=None if shape.batch else 3)
 
 
+BANDED = {
+    "3x3, stride 2": ConvShape(2, 20, 35, (27, 9), (3, 3), (2, 2), SAME),
+    "pointwise": ConvShape(1, 33, 20, (18, 5), (1, 1)),
+    "grouped": ConvShape(1, 32, 64, (13, 11), (3, 3), (1, 1), SAME, groups=2),
+    "first layer": ConvShape(1, 3, 20, (29, 30), (7, 7), (2, 2), ((3, 3), (3, 3)), plain_input=True),
+    "transposed": ConvShape(1, 20, 20, (14, 7), (3, 3), (2, 2), transposed=True),
+}
+
+
+@each_target
+@pytest.mark.parametrize("cores", [2, 3])
+@pytest.mark.parametrize("shape", BANDED.values(), ids=BANDED)
+def test_bands_of_rows_agree_with_the_reference(shape, cores, target):
+    # 14, 13, 18 and 15 rows: some numbers of cores leave an uneven last band.
+    target = dataclasses.replace(target, cores=cores)
+    schedule = dataclasses.replace(conv.default(shape, target), outer="bands", merge=1, depth=None)
+    check_conv(conv, shape, target, FULL, schedule)
+
+
+def test_large_images_are_shared_by_rows_and_large_weights_by_channels():
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=2)
+    image = ConvShape(1, 96, 24, (56, 56), (1, 1))
+    weights = ConvShape(1, 960, 160, (7, 7), (1, 1))
+    assert conv.default(image, target).outer == "bands"
+    assert conv.default(weights, target).outer == "channels"
+    assert conv.default(image, dataclasses.replace(target, cores=1)).outer != "bands"
+    assert image.spatial[0] // conv.default(image, target).merge % 2 == 0
+
+
 @pytest.mark.parametrize("threads", [1, 2, 64])
 def test_weights_of_a_pass_fit_the_level_1_cache(threads):
     target = dataclasses.replace(resolve("x86-64-v4"), cores=threads, l1_bytes=48 << 10, l2_bytes=2 << 20)

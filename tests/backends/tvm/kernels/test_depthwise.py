@@ -33,6 +33,13 @@ def test_agrees_with_the_reference(shape, target):
 
 
 @each_target
+@pytest.mark.parametrize("rows", [12, 20])
+def test_bands_of_rows_agree_with_the_reference(rows, target):
+    banded = shape(20, (rows, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), batch=2)
+    check_conv(depthwise, banded, dataclasses.replace(target, cores=3), Epilogue((Bias(), Residual())))
+
+
+@each_target
 @pytest.mark.parametrize("batch", [1, 3])
 def test_batch_known_only_at_run_time(batch, target):
     known = SHAPES["3x3, stride 2, tails"]
