@@ -160,8 +160,9 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         if fits(pixels, vectors, target)
     ]
     if shape.plain_input:
-        # LLVM loads neighbours of a plain row together and spreads them from registers, which it then needs.
-        tiles = [s for s in tiles if s.pixels * s.vectors <= target.vector_registers * 3 // 4]
+        # LLVM loads neighbours of a plain row together and spreads them from registers, which it then needs beside
+        # those of the sums and of the weights of a step.
+        tiles = [s for s in tiles if (s.pixels + 1) * s.vectors <= target.vector_registers * 13 // 16]
     if order == "channels":
         cut = [replace(s, depth=_depth(shape, s.vectors, target)) for s in tiles]
         tiles += [s for s in cut if s.depth]
