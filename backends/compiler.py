@@ -16,7 +16,7 @@ from shave.backends.artifact import pack, read_artifact
 from shave.backends.runtime import Artifact, check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
-from shave.backends.tvm.oracle import cost_oracle
+from shave.backends.tvm.oracle import cost_oracle, measured_oracle
 from shave.ir.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def compile(
         threads: Threads for one call of the artifact, for which schedules are chosen too; see
             :func:`shave.backends.runtime.default_threads`. By default schedules are for all cores of the target.
         calibration: Input tuples for passes that need data.
-        tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that. Other kernels,
-            and kernels measured on another machine, have the default.
+        tuned: A database of :func:`shave.tune`: kernels for which it holds a faster schedule use that, and passes that
+            weigh methods against each other take what it compares. All else, and what was measured on another
+            machine, is by defaults and estimates; so is the whole of a program that was no faster in the end.
         figures: Costs and measurements to record in the manifest, as JSON data.
         progress: Called as ``progress(what, done, total)``; by default a bar on standard error, if a person watches it.
 
@@ -74,11 +75,11 @@ def compile(
     from shave.backends.tvm.worker import workers
 
     workers.start()
-    schedules = None
+    database = None
     if tuned is not None:
-        from shave.backends.tvm.tune.database import Database, Tuned
+        from shave.backends.tvm.tune.database import Database
 
-        schedules = Tuned(Database.read(Path(tuned)), target.cores)
+        database = Database.read(Path(tuned))
     with nullcontext(progress) if progress is not None else _bar() as progress:
         if isinstance(program, (str, Path)):
             from shave.ir.reader import read
@@ -86,16 +87,19 @@ def compile(
             progress("reading", 0, None)
             program = read(program)
         _warn_of_nan(program)
-        if passes is not None:
-            from shave.passes.manager import PassManager
+        from shave.passes.manager import PassManager
 
-            program = PassManager(passes).run(
-                program,
-                target=target,
-                oracle=cost_oracle(target),
-                calibration=calibration,
-                progress=progress,
-            )
+        manager = PassManager([] if passes is None else passes)
+        oracle, schedules = cost_oracle(target), None
+        if database is not None:
+            from shave.backends.tvm.tune.database import Database, Tuned
+            from shave.backends.tvm.tune.records import program_key
+
+            if not database.helps(program_key(program, manager), target, target.cores):
+                database = Database()
+            oracle, schedules = measured_oracle(database, target), Tuned(database, target.cores)
+        if passes is not None:
+            program = manager.run(program, target=target, oracle=oracle, calibration=calibration, progress=progress)
 
         from shave.backends.tvm.build import build
         from shave.backends.tvm.cache import default_cache

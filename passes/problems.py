@@ -62,6 +62,16 @@ class WinogradConv2d:
     padding: tuple[int, int]
     tile: int
 
+    @property
+    def direct(self) -> Conv2d:
+        """The convolution that it computes."""
+        sizes = (self.batch, self.in_channels, self.out_channels, self.height, self.width)
+        return Conv2d(*sizes, (3, 3), padding=self.padding)
+
+
+class Measured(float):
+    """Seconds that were measured, not estimated. An oracle gives all ways to compute a thing in one of the two."""
+
 
 Problem = Conv2d | WinogradConv2d
 Oracle = Callable[[Problem], "float | None"]

@@ -21,9 +21,7 @@ def compile(
         Path | None,
         typer.Option(help="Samples for passes that need data: .npz by input name, first axis is the sample."),
     ] = None,
-    tuned: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Measured schedules, from `shave tune`.")
-    ] = None,
+    tuned: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="What `shave tune` measured.")] = None,
     inputs: Inputs = [],  # noqa: B006 (typer's form of an option that may be repeated)
     exact: Annotated[
         bool, typer.Option("--exact/--no-exact", help="Run the passes that change nothing beyond rounding.")
@@ -46,7 +44,7 @@ def compile(
         report(f"read {model.name}", 1, 1)
         if manager.passes:
             batches = load_batches(calibrate, program.signature) if calibrate else None
-            program = manager.run(program, target=target, calibration=batches, progress=report)
+            program = manager.run(program, target=target, tuned=tuned, calibration=batches, progress=report)
         artifact = compile_program(program, target, passes="exact" if exact else None, tuned=tuned, progress=report)
         artifact.save(output)
     cost = program.cost()

@@ -23,6 +23,9 @@ def explain(
     pipeline: Pipeline = "exact",
     calibrate: Annotated[Path | None, typer.Option(help="Samples for passes that need data (.npz).")] = None,
     target: Target = "cpu",
+    tuned: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="What `shave tune` measured, for passes that ask.")
+    ] = None,
     inputs: Inputs = [],  # noqa: B006 (typer's form of an option that may be repeated)
     json: Json = False,
 ) -> None:
@@ -37,7 +40,7 @@ def explain(
     program = read_model(model, inputs)
     batches = load_batches(calibrate, program.signature) if calibrate else None
     with progress() as report:
-        program = manager.run(program, target=target, calibration=batches, progress=report)
+        program = manager.run(program, target=target, tuned=tuned, calibration=batches, progress=report)
     if node is None:
         found = [(report.text, report.entries) for report in program.report]
     else:

@@ -1,7 +1,8 @@
-"""``shave tune``: measure schedules on this machine, for ``shave compile --tuned``."""
+"""``shave tune``: measure a model on this machine, for ``shave compile --tuned``."""
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from shave.cli.models import load_batches, read_model
 from shave.cli.options import Inputs, Json, Pipeline, Target, Threads
 
 if TYPE_CHECKING:
-    from shave.backends.tvm.tune.tuner import Tuning
+    from shave.backends.tvm.tune.tuning import Tuning
 
 _INTERRUPTED = 130
 
@@ -41,7 +42,7 @@ def tune(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --merge: the database to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Find faster schedules for the kernels of a model, by measuring them on this machine.
+    """Find the fastest ways to compute a model on this machine: methods of convolutions, schedules of kernels.
 
     Example: `shave tune resnet18.onnx --minutes 5 --database tuned.jsonl`
     """
@@ -103,6 +104,10 @@ def _report(tuning: Tuning, database: Path, json: bool) -> None:
     if json:
         print_json(_data(tuning, database))
         return
+    for each in tuning.comparisons:
+        first, *others = sorted(each.seconds.items(), key=lambda item: item[1])
+        rest = ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in others)
+        results.print(f"{_text(json_module.loads(each.problem))}: {first[0]} {milliseconds(first[1])}, {rest}")
     better = [entry for entry in tuning.kernels if entry.schedule is not None]
     table = Table("kernel", "calls", "default", "tuned", "schedule")
     for entry in better:
@@ -116,11 +121,21 @@ def _report(tuning: Tuning, database: Path, json: bool) -> None:
         f"together {milliseconds(tuning.default_seconds)} -> {milliseconds(tuning.seconds)}; "
         f"{tuning.measured} candidates measured, {tuning.waiting} left"
     )
+    if tuning.outcome is not None:
+        before, after = tuning.outcome.default_seconds, tuning.outcome.seconds
+        verdict = "" if after <= before else "; it is compiled without, since that is faster"
+        results.print(f"the whole model: {milliseconds(before)} -> {milliseconds(after)}{verdict}")
     if tuning.skipped:
         diagnostics.print(
-            f"{len(tuning.skipped)} kernels have sizes that only a call knows and were left out; "
-            "--input NAME=SHAPE fixes those of an .onnx file"
+            "nothing was measured: sizes or steps of the model are only known when it is called; "
+            "--input NAME=SHAPE fixes sizes of an .onnx file"
         )
+
+
+def _text(problem: dict[str, Any]) -> str:
+    """What is computed in several ways."""
+    channels = f"{problem['in_channels']} to {problem['out_channels']} channels"
+    return f"convolution of {problem['height']}x{problem['width']}, {channels}"
 
 
 def _data(tuning: Tuning, database: Path) -> dict[str, Any]:
@@ -133,6 +148,8 @@ def _data(tuning: Tuning, database: Path) -> dict[str, Any]:
         "measured": tuning.measured,
         "waiting": tuning.waiting,
         "skipped": tuning.skipped,
+        "comparisons": [{"problem": json_module.loads(c.problem), "seconds": c.seconds} for c in tuning.comparisons],
+        "whole": tuning.outcome and {"default_s": tuning.outcome.default_seconds, "tuned_s": tuning.outcome.seconds},
         "default_s": tuning.default_seconds,
         "tuned_s": tuning.seconds,
         "kernels": [

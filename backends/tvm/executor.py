@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import math
@@ -9,14 +10,14 @@ import mmap
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from shave.backends.container import ALIGNMENT
-from shave.backends.plan import Placed, Plan
+from shave.backends.plan import Placed, Plan, Size
 from shave.backends.tvm import vm
 from shave.backends.weights import Array, numpy_dtype
 from shave.ir.errors import ArtifactError
@@ -94,6 +95,28 @@ class Executor:
             times.append((step.kernel, max(0.0, end - start - (start - before))))
         room.idle.append(frame)
         return times
+
+    def with_code(self, library: memoryview) -> Executor:
+        """The same program by other code for the same plan; the two share weights and workspaces."""
+        other = copy.copy(self)
+        other._module = vm.load(library)
+        other._run = other._module["run"]
+        return other
+
+    def written(self, inputs: Sequence[Array]) -> Iterator[tuple[str, list[Array]]]:
+        """Run the program once: the kernel of each step, with copies of the bytes that it wrote; all sizes known."""
+        room = self._room(tuple([array.shape for array in inputs]))
+        frame = room.take()
+        outputs = [form.empty() for form in room.outputs]
+        frame.bind(inputs, outputs)
+        slot = 0
+        for number, step in enumerate(self._plan.steps):
+            if failed := self._run(frame.address, number, number + 1):
+                self._raise(failed)
+            at = slot + len(step.reads)
+            yield step.kernel, [frame.content(at + k, self._plan.spans[s].size) for k, s in enumerate(step.writes)]
+            slot += len(step.spans) + len(step.sizes)
+        room.idle.append(frame)
 
     def _room(self, shapes: tuple[tuple[int, ...], ...]) -> _Room:
         """What is prepared for inputs of these shapes."""
@@ -210,6 +233,11 @@ class _Frame:
         self._inputs = inputs
         self._outputs = outputs
         self.address = ctypes.addressof(slots)
+
+    def content(self, slot: int, size: Size) -> Array:
+        """A copy of the bytes that an argument points to."""
+        assert isinstance(size, int)
+        return np.frombuffer(ctypes.string_at(self._slots[slot], size), np.uint8)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Have the steps read and write these arrays."""

@@ -23,7 +23,7 @@ from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_channel_norms, find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
-from shave.backends.tvm.schedules import Schedules
+from shave.backends.tvm.schedules import Kernel, Schedules
 from shave.backends.tvm.sizes import Sizes
 from shave.backends.tvm.small_work import share_only_large_loops
 from shave.backends.tvm.static import static
@@ -41,11 +41,13 @@ class KernelCall:
         name: Name of the function in the library.
         family: The kernel family, or ``tail`` for generated and scheduled code.
         nodes: Names of the program's nodes that it computes.
+        kernel: What an own kernel computes.
     """
 
     name: str
     family: str
     nodes: tuple[str, ...]
+    kernel: Kernel | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def _calls(module: Any, emitter: Emitter) -> list[KernelCall]:
             else:
                 continue
             nodes = dict.fromkeys(n for v in variables for n in emitter.origins.get(v.name, ()))
-            calls.append(KernelCall(name, emitter.families.get(name, "tail"), tuple(nodes)))
+            kernel = emitter.kernels.get(name)
+            calls.append(KernelCall(name, "tail" if kernel is None else kernel.name, tuple(nodes), kernel))
     return calls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,22 @@ class Kernel:
         steps = [[type(step).__name__, plain(step)] for step in self.epilogue.steps]
         return json.dumps([self.name, plain(self.shape), steps], sort_keys=True)
 
+    @property
+    def candidates(self) -> tuple[Any, ...]:
+        """Schedules worth measuring, the default first."""
+        return _candidates(self)
+
+    @property
+    def default(self) -> Any:
+        """The schedule to use without measurements."""
+        return self.candidates[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _candidates(kernel: Kernel) -> tuple[Any, ...]:
+    default = kernel.family.default(kernel.shape, kernel.target)
+    return tuple(dict.fromkeys([default, *kernel.family.candidates(kernel.shape, kernel.target)]))
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -70,7 +87,7 @@ class Analytic:
 
     def choose(self, kernel: Kernel, arguments: Sequence[Argument]) -> Any:
         """The best schedule by the family's analytic model."""
-        return kernel.family.default(kernel.shape, kernel.target)
+        return kernel.default
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter, as_trainable
 from shave.ir.winograd import transform_weight
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.problems import Oracle
+from shave.passes.problems import Measured, Oracle
 from shave.passes.report import Report
 from shave.passes.stages import Stage
 from shave.passes.winograd.accuracy import Sample, bound, direct_error, winograd_error
@@ -24,6 +24,8 @@ from shave.passes.winograd.operations import operations
 
 MIN_GAIN = 1.05
 """Estimates are no better than that, and Winograd's method costs accuracy and memory."""
+MIN_MEASURED_GAIN = 1.02
+"""Measurements are better than that."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Winograd(Pass):
             if direct is None or not known:
                 report.skipped(node, "the target has no kernel for it")
                 continue
-            choice = _Choice(layer, direct, dict(sorted(known.items(), key=lambda item: item[1])), text)
+            by_cost = dict(sorted(known.items(), key=lambda item: item[1]))
+            choice = _Choice(layer, direct, by_cost, text)
             if not choice.faster:
                 report.skipped(node, f"no faster: tile {choice.best}: {choice.costs(choice.best)}")
                 continue
@@ -143,10 +146,12 @@ class _Choice:
 
     @property
     def faster(self) -> list[int]:
-        return [tile for tile, cost in self.tiles.items() if cost * MIN_GAIN < self.direct]
+        gain = MIN_MEASURED_GAIN if isinstance(self.direct, Measured) else MIN_GAIN
+        return [tile for tile, cost in self.tiles.items() if cost * gain < self.direct]
 
     def costs(self, tile: int) -> str:
-        return f"{self.text(self.tiles[tile])} instead of {self.text(self.direct)}"
+        measured = "measured " * isinstance(self.direct, Measured)
+        return f"{measured}{self.text(self.tiles[tile])} instead of {self.text(self.direct)}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,10 +1,16 @@
 """``shave tune`` and ``shave compile --tuned``."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from shave.backends.tvm.tune.database import Database
+import shave
+from shave.backends.targets import resolve
+from shave.backends.tvm.tune.database import Database, append
+from shave.backends.tvm.tune.records import Comparison, machine_of, problem_key
+from shave.passes.problems import Conv2d
 from tests.api.conftest import call
 
 TUNE = "tune net.onnx --input x=2x3x7x5 --minutes 0.02 --threads 1"
@@ -20,6 +26,17 @@ def test_tune_then_compile(inside):
     assert compiled.code == 0
     assert compiled.data["tuning"]["kernels"] >= len(outcome.data["kernels"])
     assert call("inspect new.shave --json").code == 0
+
+
+def test_explain_says_what_was_measured(inside):
+    torch.manual_seed(0)
+    shave.trace(torch.nn.Conv2d(32, 32, 3, padding=1), (torch.randn(1, 32, 12, 12),)).save("wide.pt2")
+    target = resolve("cpu")
+    key = problem_key(Conv2d(1, 32, 32, 12, 12, (3, 3), padding=(1, 1)))
+    append(Path("t.jsonl"), Comparison(key, machine_of(target), target.cores, {"direct": 2e-3, "winograd 2": 1e-3}))
+    (found,) = call("explain wide.pt2 -p winograd --tuned t.jsonl --json").data
+    assert found["entries"][0]["text"].startswith("tile 2: measured 1 ms instead of 2 ms; error ")
+    assert call("explain wide.pt2 -p winograd --tuned absent.jsonl").code == 1
 
 
 def test_tune_says_what_it_found(inside):

@@ -37,7 +37,7 @@ def _cond(emitter: Emitter, node: fx.Node) -> Any:
 def _function(emitter: Emitter, node: fx.Node, module: fx.GraphModule) -> tuple[Any, list[Any]]:
     """Emit one branch as a private function of its operands and of weights of its own, which come second."""
     inner = Emitter(module, emitter.target, emitter.sizes, emitter.builder, Weights(), emitter.schedules)
-    inner.functions, inner.families = emitter.functions, emitter.families
+    inner.functions, inner.kernels = emitter.functions, emitter.kernels
     with emitter.builder.function(f"{node.name}_branch", attrs={"relax.force_pure": True}):
         inputs, outputs = inner.emit_graph()
         function = emitter.builder.emit_func_output(relax.Tuple(outputs), [*inputs, *inner.weights.variables.values()])

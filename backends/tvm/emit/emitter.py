@@ -59,7 +59,7 @@ class Emitter:
         weights: Those used so far.
         schedules: Decides on the schedules of own kernels.
         origins: The nodes behind a Relax variable, by its name.
-        families: The kernel family of a function, by its name; for own kernels.
+        kernels: What an own function computes, by its name.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Emitter:
         self.schedules = schedules or Analytic()
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
         self.origins: dict[str, tuple[str, ...]] = {}
-        self.families: dict[str, str] = {}
+        self.kernels: dict[str, Kernel] = {}
         self.functions: dict[Any, Any] = {}
         self.regions: dict[fx.Node, Region] = {}
         self.last_of: dict[fx.Node, fx.Node] = {}
@@ -338,7 +338,7 @@ class Emitter:
         if key not in self.functions:
             self.functions[key] = self.builder.add_func(own_function(kernel, schedule), name)
         function = self.functions[key]
-        self.families[function.name_hint] = name
+        self.kernels[function.name_hint] = kernel
         call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
         made = self.builder.emit(call, name_hint=nodes[-1].name)
         self.origins[made.name] = tuple(n.name for n in nodes)

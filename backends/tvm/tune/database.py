@@ -1,29 +1,34 @@
-"""Measurements of schedules, one JSON object a line, in a file that can be joined with others by ``cat``.
+"""Measurements, one JSON object a line, in a file that can be joined with others by ``cat``.
 
-A record is about one kernel and one schedule on one kind of machine, by one version of the code generator. Records of
-other machines and versions lie in the same file and are passed over. Nothing in a file can do more than choose among
-the schedules that a kernel family itself proposes.
+What other machines and versions found lies in the same file and is passed over. Nothing in a file can do more than
+choose among the schedules that a kernel family itself proposes, and among the methods that passes weigh.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
 import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shave.backends.manifest import made_with
 from shave.backends.target import Target
-from shave.backends.tvm.build import CODEGEN
 from shave.backends.tvm.schedules import Argument, Kernel, plain
+from shave.backends.tvm.tune.records import (
+    Comparison,
+    Entry,
+    Outcome,
+    Record,
+    from_line,
+    machine_of,
+    problem_key,
+    to_line,
+)
 from shave.ir.errors import ReadError, WriteError
+from shave.passes.problems import Conv2d
 
 MARGIN = 1.02
 """How many times as fast as the default a schedule must be, in a measurement that was repeated, to be preferred."""
@@ -31,82 +36,13 @@ MARGIN = 1.02
 _LONGEST_LINE = 1 << 16
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a measurement found.
-
-    Attributes:
-        kernel: :attr:`shave.backends.tvm.schedules.Kernel.key`.
-        machine: :func:`machine_of` the target.
-        threads: Threads of the call.
-        schedule: The schedule's fields, as JSON data.
-        seconds: Duration of one call, or None if the schedule failed.
-        default_seconds: The same of the default schedule, measured in turns with it.
-        confirmed: Whether this is a repeated, longer measurement.
-        error: Why the schedule failed.
-    """
-
-    kernel: str
-    machine: str
-    threads: int
-    schedule: Any
-    seconds: float | None
-    default_seconds: float | None
-    confirmed: bool = False
-    error: str | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Duration relative to the default; infinite where the schedule failed."""
-        return math.inf if self.seconds is None or self.default_seconds is None else self.seconds / self.default_seconds
-
-    def to_line(self) -> str:
-        """The record as a line of the file."""
-        return json.dumps({**dataclasses.asdict(self), "kernel": json.loads(self.kernel)}) + "\n"
-
-    @staticmethod
-    def from_line(line: str) -> Record:
-        """Read a line.
-
-        Raises:
-            ValueError: It is no record.
-        """
-        try:
-            fields = json.loads(line, parse_constant=_no_constant)
-            record = Record(**{**fields, "kernel": json.dumps(fields["kernel"], sort_keys=True)})
-        except (KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
-        for seconds in (record.seconds, record.default_seconds):
-            if seconds is not None and not (isinstance(seconds, float) and 0 < seconds < math.inf):
-                raise ValueError(f"{seconds!r} is no duration")
-        wrong = [
-            name
-            for name, kind in (("machine", str), ("threads", int), ("schedule", dict), ("confirmed", bool))
-            if not isinstance(getattr(record, name), kind)
-        ]
-        if wrong or not isinstance(record.error, (str, type(None))):
-            raise ValueError(f"{', '.join(wrong) or 'error'} is of another type")
-        return record
-
-
-def machine_of(target: Target) -> str:
-    """What decides how fast a schedule is beside the kernel: a digest of target and versions.
-
-    The number of cores is not part of it: records tell the number of threads.
-    """
-    processor = [target.cpu, target.triple, sorted(target.features)]
-    sizes = [target.vector_bytes, target.vector_registers, target.l1_bytes, target.l2_bytes]
-    text = json.dumps([processor, sizes, made_with(), CODEGEN])
-    return f"{target.cpu}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
 class Database:
-    """The records of a file."""
+    """The entries of a file."""
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._records: dict[tuple[str, str], dict[tuple[int, str, bool], Record]] = {}
-        for record in records:
-            self.add(record)
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries: dict[tuple[Any, ...], dict[tuple[Any, ...], Entry]] = {}
+        for entry in entries:
+            self.add(entry)
 
     @staticmethod
     def read(path: Path) -> Database:
@@ -117,46 +53,64 @@ class Database:
         """
         try:
             with path.open("rb") as stream:
-                return Database(_records(path, stream))
+                return Database(_entries(path, stream))
         except OSError as error:
             raise ReadError(f"{path}: {error.strerror}") from error
 
-    def add(self, record: Record) -> None:
-        """Take a record in place of an older one about the same."""
-        about = self._records.setdefault((record.kernel, record.machine), {})
-        about[record.threads, json.dumps(record.schedule, sort_keys=True), record.confirmed] = record
+    def add(self, entry: Entry) -> None:
+        """Take an entry in place of an older one about the same."""
+        detail: tuple[Any, ...] = (entry.threads,)
+        if isinstance(entry, Record):
+            about = entry.kernel
+            detail += (json.dumps(entry.schedule, sort_keys=True), entry.confirmed)
+        else:
+            about = entry.problem if isinstance(entry, Comparison) else entry.program
+        self._entries.setdefault((type(entry), about, entry.machine), {})[detail] = entry
 
-    def __iter__(self) -> Iterator[Record]:
-        for about in self._records.values():
+    def __iter__(self) -> Iterator[Entry]:
+        for about in self._entries.values():
             yield from about.values()
 
     def __len__(self) -> int:
-        return sum(len(about) for about in self._records.values())
+        return sum(len(about) for about in self._entries.values())
+
+    def _about(self, kind: type[Entry], key: str, target: Target) -> list[Any]:
+        return list(self._entries.get((kind, key, machine_of(target)), {}).values())
 
     def of(self, kernel: Kernel, threads: int) -> list[Record]:
         """The records about a kernel on its target with that many threads."""
-        about = self._records.get((kernel.key, machine_of(kernel.target)), {})
-        return [record for (count, _, _), record in about.items() if count == threads]
+        return [record for record in self._about(Record, kernel.key, kernel.target) if record.threads == threads]
 
     def best(self, kernel: Kernel, threads: int) -> tuple[Any, float] | None:
         """The schedule that is confirmed to beat the default by most, and its duration relative to the default's.
 
         Where the kernel was not measured with that many threads, measurements with the next number are taken.
         """
-        counts = {count for count, _, _ in self._records.get((kernel.key, machine_of(kernel.target)), {})}
-        if not counts:
-            return None
-        nearest = min(counts, key=lambda count: (abs(math.log(max(count, 1) / threads)), count))
-        winners = sorted(
-            (r for r in self.of(kernel, nearest) if r.confirmed and r.ratio * MARGIN <= 1), key=lambda r: r.ratio
-        )
+        records = _nearest(self._about(Record, kernel.key, kernel.target), threads)
+        winners = sorted((r for r in records if r.confirmed and r.ratio * MARGIN <= 1), key=lambda r: r.ratio)
         if not winners:
             return None
-        known = [(schedule, plain(schedule)) for schedule in kernel.family.candidates(kernel.shape, kernel.target)]
+        known = [(schedule, plain(schedule)) for schedule in kernel.candidates]
         return next(((s, w.ratio) for w in winners for s, fields in known if fields == w.schedule), None)
 
+    def comparison(self, problem: Conv2d, target: Target, threads: int) -> Comparison | None:
+        """How the ways to compute a convolution compare; as in :meth:`best`, else with the next number of threads."""
+        found = _nearest(self._about(Comparison, problem_key(problem), target), threads)
+        return found[0] if found else None
+
+    def helps(self, program: str, target: Target, threads: int) -> bool:
+        """Whether a program is faster by what is here than without; so it counts where it was not measured.
+
+        Args:
+            program: Key of the program; see :func:`shave.backends.tvm.tune.records.program_key`.
+            target: What it is compiled for.
+            threads: Threads of a call.
+        """
+        outcomes: list[Outcome] = self._about(Outcome, program, target)
+        return all(o.seconds <= o.default_seconds for o in outcomes if o.threads == threads)
+
     def write(self, path: Path) -> None:
-        """Write all records to a file, whole or not at all.
+        """Write everything to a file, whole or not at all.
 
         Raises:
             WriteError: The file cannot be written.
@@ -164,7 +118,7 @@ class Database:
         try:
             with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as stream:
                 try:
-                    stream.writelines(record.to_line() for record in self)
+                    stream.writelines(map(to_line, self))
                     stream.flush()
                     os.replace(stream.name, path)
                 except BaseException:
@@ -174,20 +128,39 @@ class Database:
             raise WriteError(f"{path}: {error.strerror}") from error
 
 
-def create(path: Path) -> None:
-    """Make an empty file where there is none.
+class Journal:
+    """A database that grows, and its file, in which each entry is as soon as it is made.
 
-    Raises:
-        WriteError: The file cannot be written.
+    Attributes:
+        database: All that the file holds.
     """
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise WriteError(f"{path}: {error.strerror}") from error
+
+    def __init__(self, path: Path) -> None:
+        """Read a file; one that is not there is made.
+
+        Raises:
+            ReadError: It cannot be read.
+            WriteError: It cannot be written.
+        """
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise WriteError(f"{path}: {error.strerror}") from error
+        self._path = path
+        self.database = Database.read(path)
+
+    def keep(self, entry: Entry) -> None:
+        """Add an entry.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
+        self.database.add(entry)
+        append(self._path, entry)
 
 
-def append(path: Path, record: Record) -> None:
-    """Add a record to a file, at once; a line that a crash left unfinished stays a line of its own.
+def append(path: Path, entry: Entry) -> None:
+    """Add an entry to a file, at once; a line that a crash left unfinished stays a line of its own.
 
     Raises:
         WriteError: The file cannot be written.
@@ -199,7 +172,7 @@ def append(path: Path, record: Record) -> None:
                 torn = stream.read(1) != b"\n"
             else:
                 torn = False
-            stream.write((b"\n" if torn else b"") + record.to_line().encode())
+            stream.write((b"\n" if torn else b"") + to_line(entry).encode())
     except OSError as error:
         raise WriteError(f"{path}: {error.strerror}") from error
 
@@ -229,26 +202,28 @@ class Tuned:
             best = self._database.best(kernel, self._threads)
             if best is not None:
                 self.decided.add(kernel)
-            default = kernel.family.default(kernel.shape, kernel.target)
-            self._chosen[kernel] = default if best is None else best[0]
+            self._chosen[kernel] = kernel.default if best is None else best[0]
         return self._chosen[kernel]
 
 
-def _records(path: Path, stream: Any) -> Iterator[Record]:
+def _nearest(entries: list[Any], threads: int) -> list[Any]:
+    """Those with that number of threads, or with the number next to it."""
+    counts = {entry.threads for entry in entries}
+    nearest = min(counts, key=lambda count: (abs(math.log(max(count, 1) / threads)), count), default=0)
+    return [entry for entry in entries if entry.threads == nearest]
+
+
+def _entries(path: Path, stream: Any) -> Iterator[Entry]:
     number = 0
     while line := stream.readline(_LONGEST_LINE):
         number += 1
         if not line.strip():
             continue
         try:
-            yield Record.from_line(line.decode())
+            yield from_line(line.decode())
         except ValueError as error:
             warnings.warn(
                 f"{path}: line {number} is no measurement and is skipped: {error}", RuntimeWarning, stacklevel=4
             )
             while not line.endswith(b"\n") and (line := stream.readline(_LONGEST_LINE)):
                 pass
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no duration")

@@ -1,71 +1,95 @@
-"""Times kernels in a process of its own, so that a schedule that crashes costs one measurement.
+"""Times the kernels of whole programs, in a process of its own, so that code that crashes costs one measurement.
 
-What is measured should be what a network does to the kernel. Between two calls of one kernel the whole network runs, so
-its weights come from a cache that holds the whole network's weights, or from memory; its activations were written just
-before. So each call reads another copy of the weights, and the copies together are as large as the network's weights.
+How long a kernel takes depends on what runs around it: which cache its input was left in, what it evicts, whether its
+weights come from memory. So kernels are measured where they will run. A program is run step by step, by turns with its
+default code and with other code for the same steps, on the same weights and the same workspace.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from shave.backends.container import ALIGNMENT
-from shave.backends.timing import Timing
+from shave.backends.artifact import open_artifact
 from shave.backends.tvm import vm
+from shave.backends.tvm.executor import Executor
 from shave.backends.tvm.process import Child, answer
+from shave.backends.weights import Array
 from shave.ir.errors import CompileError
-
-if TYPE_CHECKING:
-    from shave.backends.tvm.schedules import Argument
 
 TOLERANCE = 1e-4
 """Largest difference of two schedules' results that rounding explains, relative to the largest result."""
 
-_SHORTEST_SAMPLE = 20e-6
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 500
 _LONGEST = 60.0
-_MOST_COPIES = 1024
+
+Samples = list[list[float]]
+"""Seconds of each step, in each round."""
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A program and other code for it.
+
+    Attributes:
+        artifact: The program's file.
+        libraries: Files of other libraries for the plan of the artifact.
+        kernels: Names of the functions that these change.
+    """
+
+    artifact: Path
+    libraries: Sequence[Path] = ()
+    kernels: Sequence[str] = ()
 
 
 class Meter:
-    """Measures kernels, in a process that starts when it is first needed."""
+    """Measures programs, in a process that starts when it is first needed."""
 
-    def __init__(self, threads: int, weight_bytes: int) -> None:
+    def __init__(self, threads: int, inputs: Path) -> None:
         """Prepare to measure.
 
         Args:
             threads: Threads of a call.
-            weight_bytes: Size of all copies of a kernel's weights together.
+            inputs: The inputs of all programs, ``.npz``, in their order.
         """
-        self._child = Child(__name__, "serve", "kernel under test")
-        self._fixed = {"threads": threads, "pool": weight_bytes}
+        self._child = Child(__name__, "serve", "program under test")
+        self._fixed = {"threads": threads, "inputs": str(inputs)}
 
-    def time(self, library: bytes, names: Sequence[str], arguments: Sequence[Argument], seconds: float) -> list[Timing]:
-        """Time functions that compute the same, in turns.
+    def steps(self, programs: Sequence[Variants], seconds: float) -> list[list[Samples]]:
+        """Time each step of some programs, each with its own code first and then with each other library, in turns.
 
-        Machines have slow moments that outlast many calls. Turns are short, mostly one call, so that samples of the
-        same round come from the same moment and can be compared one by one.
+        Machines have slow moments that outlast many calls: samples of the same round come from the same moment and
+        can be compared one by one.
 
         Args:
-            library: Code of the functions.
-            names: Their names; results are compared with those of the first.
-            arguments: The tensors of a call, the result last.
-            seconds: Time to spend on each function.
+            programs: What to run.
+            seconds: Time to spend on each.
 
         Raises:
-            CompileError: A function crashed, took too long, or computes something else than the first one.
+            CompileError: A library crashed, took too long, or a step of it gives something else than the same step of
+                the artifact does.
         """
-        shapes = [[argument.shape, argument.weight] for argument in arguments]
-        fields = {**self._fixed, "names": list(names), "arguments": shapes, "seconds": seconds}
-        samples = json.loads(self._child.ask(names[-1], fields, library, timeout=_LONGEST))
-        return [Timing(tuple(taken)) for taken in samples]
+        return self._ask("steps", programs, seconds)  # type: ignore[no-any-return]
+
+    def whole(self, programs: Sequence[Variants], seconds: float) -> list[list[float]]:
+        """Time whole calls of some programs in turns: seconds in each round.
+
+        Raises:
+            CompileError: One crashed or took too long.
+        """
+        return self._ask("whole", programs, seconds)  # type: ignore[no-any-return]
+
+    def _ask(self, what: str, programs: Sequence[Variants], seconds: float) -> Any:
+        listed = [[str(p.artifact), [str(library) for library in p.libraries], list(p.kernels)] for p in programs]
+        fields = {**self._fixed, "what": what, "programs": listed, "seconds": seconds}
+        count = sum(1 + len(each.libraries) for each in programs)
+        return json.loads(self._child.ask("a variant", fields, timeout=_LONGEST + 10 * seconds * count))
 
     def stop(self) -> None:
         """End the process."""
@@ -74,88 +98,79 @@ class Meter:
 
 def serve() -> None:
     """Be the process that measures."""
-    stages: dict[str, _Stage] = {}
 
-    def handle(fields: dict[str, Any], content: bytes) -> bytes:
+    def handle(fields: dict[str, Any], _content: bytes) -> bytes:
         vm.use_threads(fields["threads"])
-        key = json.dumps([fields["arguments"], fields["pool"]])
-        if key not in stages:
-            stages.clear()
-            stages[key] = _Stage(fields["arguments"], fields["pool"])
-        module = vm.load(memoryview(content))
-        functions = [module[name] for name in fields["names"]]
-        return json.dumps(stages[key].measure(functions, fields["seconds"])).encode()
+        with np.load(fields["inputs"], allow_pickle=False) as stored:
+            inputs = [vm.aligned(stored[name]) for name in stored.files]
+        programs = []
+        for artifact, libraries, kernels in fields["programs"]:
+            first, *others = codes = _load(Path(artifact), list(map(Path, libraries)))
+            for other in others:
+                _check(first, other, inputs, kernels)
+            programs.append(codes)
+        measure = _steps if fields["what"] == "steps" else _whole
+        return json.dumps(measure(programs, inputs, fields["seconds"])).encode()
 
     answer(handle)
 
 
-class _Stage:
-    """The tensors that kernels are called with."""
-
-    def __init__(self, arguments: Sequence[Any], pool_bytes: int) -> None:
-        rng = np.random.default_rng(0)
-        sizes = [math.prod(shape) for shape, _ in arguments]
-        # Copies lie one behind the other in one piece of memory, each tensor on a boundary.
-        step = ALIGNMENT // 4
-        room = [-(-size // step) * step if weight else 0 for size, (_, weight) in zip(sizes, arguments, strict=True)]
-        *starts, each = itertools.accumulate(room, initial=0)
-        copies = max(1, min(pool_bytes // 4 // each, _MOST_COPIES)) if each else 1
-        some = rng.uniform(-0.5, 0.5, 1 << 20).astype(np.float32)
-        pool = vm.aligned(np.resize(some, copies * each))
-        fixed: list[Any] = [
-            None if weight else vm.to_tensor(vm.aligned(rng.uniform(-0.5, 0.5, shape).astype(np.float32)))
-            for shape, weight in arguments
-        ]
-        self._output: np.ndarray[Any, Any] = vm.aligned(np.zeros(arguments[-1][0], np.float32))
-        fixed[-1] = vm.to_tensor(self._output)
-        self._sets = []
-        for copy in range(copies):
-            tensors = list(fixed)
-            for position, (shape, weight) in enumerate(arguments):
-                if weight:
-                    start = copy * each + starts[position]
-                    tensors[position] = vm.to_tensor(pool[start : start + sizes[position]].reshape(shape))
-            self._sets.append(tensors)
-
-    def measure(self, functions: Sequence[Any], seconds: float) -> list[list[float]]:
-        """Seconds per call of each function in each round, after comparing their results."""
-        expected = self._result(functions[0])
-        for function in functions[1:]:
-            _check(self._result(function), expected)
-        sets = itertools.cycle(self._sets)  # one for all: no function finds the weights that another just read
-        once = min(self._sample(functions[0], sets, 1) for _ in range(3))
-        repeats = max(1, math.ceil(_SHORTEST_SAMPLE / once))
-        rounds = min(max(round(seconds / (once * repeats)), _FEWEST_ROUNDS), _MOST_ROUNDS)
-        samples: list[list[float]] = [[] for _ in functions]
-        for _ in range(rounds):
-            for function, taken in zip(functions, samples, strict=True):
-                taken.append(self._sample(function, sets, repeats))
-        return samples
-
-    @staticmethod
-    def _sample(function: Any, sets: Iterator[list[Any]], repeats: int) -> float:
-        arguments = list(itertools.islice(sets, repeats))
-        start = time.perf_counter()
-        for tensors in arguments:
-            function(*tensors)
-        return (time.perf_counter() - start) / repeats
-
-    def _result(self, function: Any) -> np.ndarray[Any, Any]:
-        # What a kernel leaves unwritten is unspecified; it must then be so for all schedules.
-        self._output.fill(np.nan)
-        function(*self._sets[0])
-        return np.array(self._output)
+def _load(artifact: Path, libraries: Sequence[Path]) -> list[Executor]:
+    contents = open_artifact(artifact)
+    plan = contents.manifest.plan
+    assert plan is not None
+    first = Executor(contents.library, contents.weights, plan, contents.manifest.signature)
+    return [first, *(first.with_code(memoryview(library.read_bytes())) for library in libraries)]
 
 
-def _check(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
-    """Refuse a schedule that computes something else than the default.
+def _steps(programs: Sequence[Sequence[Executor]], inputs: Sequence[Array], seconds: float) -> list[list[Samples]]:
+    samples: list[list[Samples]] = [[[] for _ in codes] for codes in programs]
+    for _ in range(_rounds(programs, inputs, seconds)):
+        for codes, taken in zip(programs, samples, strict=True):
+            if len(programs) > 1:
+                codes[0](inputs)  # brings its weights and workspace back into the caches
+            for code, into in zip(codes, taken, strict=True):
+                into.append([elapsed for _, elapsed in code.trace(inputs)])
+    return samples
+
+
+def _whole(programs: Sequence[Sequence[Executor]], inputs: Sequence[Array], seconds: float) -> list[list[float]]:
+    samples: list[list[float]] = [[] for _ in programs]
+    for _ in range(_rounds(programs, inputs, seconds / 2)):
+        for (program, *_), taken in zip(programs, samples, strict=True):
+            program(inputs)
+            taken.append(_once(program, inputs))
+    return samples
+
+
+def _rounds(programs: Sequence[Sequence[Executor]], inputs: Sequence[Array], seconds: float) -> int:
+    once = min(_once(programs[0][0], inputs) for _ in range(3))
+    return min(max(round(seconds / once), _FEWEST_ROUNDS), _MOST_ROUNDS)
+
+
+def _once(program: Executor, inputs: Sequence[Array]) -> float:
+    start = time.perf_counter()
+    program(inputs)
+    return time.perf_counter() - start
+
+
+def _check(first: Executor, other: Executor, inputs: Sequence[Array], kernels: Sequence[str]) -> None:
+    """Refuse code by which a step of one of these kernels, all of float32, gives something else.
 
     Raises:
-        CompileError: It does.
+        CompileError: It does; names the kernel.
     """
-    known = ~np.isnan(expected)
+    for (kernel, expected), (_, got) in zip(first.written(inputs), other.written(inputs), strict=True):
+        if kernel in kernels:
+            for want, have in zip(expected, got, strict=True):
+                _compare(kernel, want.view(np.float32), have.view(np.float32))
+
+
+def _compare(kernel: str, expected: Array, got: Array) -> None:
+    """Compare what two schedules of a kernel wrote. What one leaves unwritten is unspecified for all of them."""
+    known = np.isfinite(expected)
     limit = TOLERANCE * max(float(np.abs(expected[known]).max(initial=0)), 1e-30)
     with np.errstate(invalid="ignore"):
         wrong = int((~(np.abs(got[known].astype(np.float64) - expected[known]) <= limit)).sum())
     if wrong:
-        raise CompileError(f"{wrong} of {known.sum()} results differ from those of the default schedule")
+        raise CompileError(f"{kernel}: {wrong} of {known.sum()} results differ from those of the default schedule")

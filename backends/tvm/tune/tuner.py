@@ -1,97 +1,35 @@
-"""The search: which kernels a program needs, and which of their candidates are faster here than the defaults.
-
-Time goes to kernels by their share of the program's time. Candidates are built side by side on all cores; then, with
-all builders at rest, each is timed in turns with the default. One that looks better is timed again, for longer, and
-only that second measurement counts.
-"""
+"""``shave.tune``: which ways and schedules make a program faster on this machine than estimates and defaults do."""
 
 from __future__ import annotations
 
-import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shave.backends.manifest import Platform
 from shave.backends.runtime import check_threads
 from shave.backends.target import Target
 from shave.backends.targets import resolve
-from shave.backends.tvm.oracle import cost_oracle
-from shave.ir.errors import ArtifactError, CompileError, TargetError
+from shave.backends.tvm.oracle import cost_oracle, measured_oracle
+from shave.backends.tvm.tune.tuning import Tuning
+from shave.ir.errors import ArtifactError, TargetError
 
 if TYPE_CHECKING:
-    from shave.backends.tvm.schedules import Argument, Kernel
-    from shave.backends.tvm.tune.database import Database, Record
+    from shave.backends.tvm.tune.database import Journal
+    from shave.backends.tvm.tune.meter import Meter
     from shave.ir.program import Program
     from shave.passes.base import Pass
+    from shave.passes.manager import PassManager
+    from shave.passes.problems import Oracle, Problem
 
-_SCREENING_SECONDS, _CONFIRMING_SECONDS = 0.03, 0.15
-_MOST_COPIES_BYTES = 256 << 20
-_BATCH = 8
-
-
-@dataclass
-class TunedKernel:
-    """One kernel of the program.
-
-    Attributes:
-        kernel: What it is.
-        arguments: The tensors of a call.
-        calls: How often one run of the program calls it.
-        seconds: Duration of one call with the default schedule; 0 until it is measured.
-        ratio: Duration with the best schedule that is confirmed, relative to the default's.
-        schedule: That schedule; None for the default.
-        waiting: Candidates that were not measured yet, the most promising first.
-        measured: Number of candidates that were.
-    """
-
-    kernel: Kernel
-    arguments: Sequence[Argument]
-    calls: int
-    seconds: float = 0.0
-    ratio: float = 1.0
-    schedule: Any = None
-    waiting: list[Any] = field(default_factory=list)
-    measured: int = 0
-
-
-@dataclass
-class Tuning:
-    """How a search stands.
-
-    Attributes:
-        kernels: Those with a choice of schedules, slowest first once all are measured.
-        skipped: Names of kernels that cannot be measured, since their sizes are only known at run time.
-        elapsed: Seconds since the start.
-        interrupted: Whether the user ended the search.
-    """
-
-    kernels: list[TunedKernel]
-    skipped: list[str]
-    elapsed: float = 0.0
-    interrupted: bool = False
-
-    @property
-    def default_seconds(self) -> float:
-        """Time of these kernels in one run of the program, with default schedules."""
-        return sum(entry.calls * entry.seconds for entry in self.kernels)
-
-    @property
-    def seconds(self) -> float:
-        """The same with the best schedules known."""
-        return sum(entry.calls * entry.seconds * entry.ratio for entry in self.kernels)
-
-    @property
-    def measured(self) -> int:
-        """Number of candidates measured so far, earlier searches included."""
-        return sum(entry.measured for entry in self.kernels)
-
-    @property
-    def waiting(self) -> int:
-        """Number of candidates that were not measured yet."""
-        return sum(len(entry.waiting) for entry in self.kernels)
+_FOR_CONFIRMING = 0.2
+"""Share of the time that is kept for the second measurements."""
+_WHOLE_SECONDS = 2.0
 
 
 def tune(
@@ -105,8 +43,9 @@ def tune(
     threads: int | None = None,
     progress: Callable[[Tuning], None] = lambda tuning: None,
 ) -> Tuning:
-    """Measure schedules of the kernels that a program needs, and keep what is found in a database.
+    """Measure how a program is computed fastest on this machine, and keep what is found in a database.
 
+    Convolutions are computed in all ways that may be fastest, and kernels by other schedules, inside of the program.
     Give the file to :func:`shave.compile` as ``tuned``. What the file already holds is not measured again. Ctrl-C ends
     the search early; every measurement is in the file as soon as it is made.
 
@@ -116,12 +55,13 @@ def tune(
         minutes: Time to spend. The search ends earlier when nothing is left to measure.
         database: The file, which is made if it is not there.
         passes: What to run first, as for :func:`shave.compile`.
-        calibration: Input tuples for passes that need data.
+        calibration: Input tuples for passes that need data; the program is measured on the first, else on random
+            numbers.
         threads: Threads of a call; by default the cores of the target.
         progress: Called after each measurement.
 
     Returns:
-        What was found, kernel by kernel.
+        What was found.
 
     Raises:
         TargetError: This machine cannot run code for the target.
@@ -140,207 +80,133 @@ def tune(
         raise ValueError(f"minutes must be positive, not {minutes}")
     if threads is not None:
         check_threads(threads)
+        target = replace(target, cores=threads)
 
-    from shave.backends.tvm.tune.database import Database, create
-    from shave.backends.tvm.tune.meter import Meter
+    from shave.backends.tvm.tune.database import Journal
     from shave.backends.tvm.worker import workers
+    from shave.passes.manager import PassManager
 
-    path = Path(database)
-    create(path)
-    known = Database.read(path)
+    journal = Journal(Path(database))
     workers.start()
-    threads = threads or target.cores
-    target = replace(target, cores=threads)
-    if passes is not None:
-        from shave.passes.manager import PassManager
+    tuning = Tuning()
 
-        oracle = cost_oracle(target)
-        program = PassManager(passes).run(program, target=target, oracle=oracle, calibration=calibration)
-    collected, weight_bytes = _collect(program, target)
-    meter = Meter(threads, min(max(weight_bytes, 2 * target.l2_bytes), _MOST_COPIES_BYTES))
-    search = _Search(collected, known, path, meter, threads, started, started + 60 * minutes, progress)
+    def tell() -> None:
+        tuning.elapsed = time.monotonic() - started
+        progress(tuning)
+
+    if isinstance(calibration, Iterator):  # the passes run several times
+        calibration = list(calibration)
+    manager = PassManager([] if passes is None else passes)
+    run = _Run(program, target, manager, calibration, journal, tuning, tell)
     try:
-        search.run()
+        run(started + 60 * minutes * (1 - _FOR_CONFIRMING))
     except KeyboardInterrupt:
-        search.tuning.interrupted = True
-    finally:
-        meter.stop()
-    search.tuning.elapsed = time.monotonic() - started
-    return search.tuning
+        tuning.interrupted = True
+    tuning.elapsed = time.monotonic() - started
+    return tuning
 
 
-class _Collector:
-    """Notes which kernels a program asks for."""
-
-    def __init__(self) -> None:
-        self.kernels: dict[Kernel, TunedKernel] = {}
-
-    def choose(self, kernel: Kernel, arguments: Sequence[Argument]) -> Any:
-        default = kernel.family.default(kernel.shape, kernel.target)
-        entry = self.kernels.setdefault(kernel, TunedKernel(kernel, arguments, 0))
-        entry.calls += 1
-        return default
-
-
-def _collect(program: Program, target: Target) -> tuple[list[TunedKernel], int]:
-    """The kernels of a program, and the bytes of its weights."""
-    from shave.backends.tvm.lower import lower
-
-    collector = _Collector()
-    lowered = lower(program, target, collector)
-    return list(collector.kernels.values()), sum(array.nbytes for _, array in lowered.weights)
-
-
-class _Search:
-    """One run of the tuner."""
+class _Run:
+    """The parts of one call of :func:`tune`."""
 
     def __init__(
         self,
-        kernels: list[TunedKernel],
-        known: Database,
-        path: Path,
-        meter: Any,
-        threads: int,
-        started: float,
-        deadline: float,
-        progress: Callable[[Tuning], None],
+        program: Program,
+        target: Target,
+        passes: PassManager,
+        calibration: Iterable[Any] | None,
+        journal: Journal,
+        tuning: Tuning,
+        tell: Callable[[], None],
     ) -> None:
-        static = [entry for entry in kernels if _is_static(entry)]
-        skipped = [entry.kernel.name for entry in kernels if not _is_static(entry)]
-        self.tuning = Tuning([entry for entry in static if self._prepare(entry, known, threads)], skipped)
-        self._path = path
-        self._meter = meter
-        self._threads = threads
-        self._started = started
-        self._deadline = deadline
-        self._progress = progress
+        self._program = program
+        self._target = target
+        self._passes = passes
+        self._calibration = calibration
+        self._journal = journal
+        self._tuning = tuning
+        self._tell = tell
+        estimate = cost_oracle(target)
+        assert estimate is not None  # this machine has none of the other targets
+        self._estimate: Oracle = estimate
 
-    @staticmethod
-    def _prepare(entry: TunedKernel, known: Database, threads: int) -> bool:
-        """Sort a kernel's candidates into measured and waiting; whether there is any choice."""
-        from shave.backends.tvm.schedules import plain
+    def __call__(self, deadline: float) -> None:
+        """Compare ways, search schedules until the deadline, and measure the whole."""
+        from shave.backends.tvm.lower import lower
+        from shave.backends.tvm.tune.meter import Meter
 
-        kernel = entry.kernel
-        default = kernel.family.default(kernel.shape, kernel.target)
-        candidates = [c for c in kernel.family.candidates(kernel.shape, kernel.target) if c != default]
-        seen = [record.schedule for record in known.of(kernel, threads)]
-        entry.waiting = [candidate for candidate in candidates if plain(candidate) not in seen]
-        entry.measured = len(candidates) - len(entry.waiting)
-        if entry.measured and (best := known.best(kernel, threads)) is not None:
-            entry.schedule, entry.ratio = best
-        return bool(candidates)
+        asked: list[Problem] = []
 
-    def run(self) -> None:
-        """Measure until the time is over or nothing is left."""
-        kernels = self.tuning.kernels
-        if not kernels:
+        def note(problem: Problem) -> float | None:
+            asked.append(problem)
+            return self._estimate(problem)
+
+        default = self._optimised(note)
+        lowered = lower(default, self._target)
+        if default.dim_names or lowered.plan is None:
+            self._tuning.skipped = sorted({call.kernel.name for call in lowered.kernels if call.kernel is not None})
             return
-        defaults = [entry.kernel.family.default(entry.kernel.shape, entry.kernel.target) for entry in kernels]
-        library, names = _build([(e.kernel, d) for e, d in zip(kernels, defaults, strict=True)])
-        for entry, name in zip(kernels, names, strict=True):
-            (timing,) = self._meter.time(library, [name], entry.arguments, _SCREENING_SECONDS)
-            entry.seconds = timing.minimum
-            self._tell()
-        kernels.sort(key=lambda entry: -entry.calls * entry.seconds)
-        while not self._late() and (chosen := self._next()) is not None:
-            batch, chosen.waiting = chosen.waiting[:_BATCH], chosen.waiting[_BATCH:]
-            self._measure(chosen, batch)
+        with tempfile.TemporaryDirectory(prefix="shave-tune-") as name:
+            folder = Path(name)
+            meter = Meter(self._target.cores, self._inputs(folder))
+            try:
+                self._compare_ways(asked, meter, folder)
+                self._search(meter, folder, deadline)
+                self._whole(default, meter, folder)
+            finally:
+                meter.stop()
 
-    def _next(self) -> TunedKernel | None:
-        """The kernel that has had the least time for its share of the program's."""
-        open_ = [entry for entry in self.tuning.kernels if entry.waiting]
-        return max(open_, key=lambda e: e.calls * e.seconds * e.ratio / (1 + e.measured), default=None)
+    def _optimised(self, oracle: Oracle | None) -> Program:
+        return self._passes.run(self._program, target=self._target, oracle=oracle, calibration=self._calibration)
 
-    def _measure(self, entry: TunedKernel, batch: list[Any]) -> None:
-        kernel = entry.kernel
-        default = kernel.family.default(kernel.shape, kernel.target)
-        try:
-            library, names = _build([(kernel, schedule) for schedule in [default, *batch]])
-        except CompileError as error:
-            if len(batch) == 1:
-                entry.measured += 1
-                self._keep(entry, batch[0], error=str(error))
-            else:
-                for schedule in batch:
-                    self._measure(entry, [schedule])
+    def _known(self) -> Program:
+        """The program as it is compiled by what the database holds now."""
+        return self._optimised(measured_oracle(self._journal.database, self._target))
+
+    def _inputs(self, folder: Path) -> Path:
+        from shave.passes.probe import probe_inputs
+
+        tensors = probe_inputs(self._program, self._calibration)
+        path = folder / "inputs.npz"
+        np.savez(path, allow_pickle=False, **{f"{k:06}": tensor.numpy() for k, tensor in enumerate(tensors)})
+        return path
+
+    def _compare_ways(self, asked: list[Problem], meter: Meter, folder: Path) -> None:
+        from shave.backends.tvm.tune.methods import compare, contests
+
+        database = self._journal.database
+        listed = contests(asked, self._estimate, database, self._target)
+        if not listed:
             return
-        for number, (schedule, name) in enumerate(zip(batch, names[1:], strict=True)):
-            if self._late():
-                entry.waiting = batch[number:] + entry.waiting
-                return
-            entry.measured += 1
-            if name == names[0]:  # another way to write the default
-                self._keep(entry, schedule, (entry.seconds, entry.seconds))
-            else:
-                self._compare(entry, schedule, library, [names[0], name])
-            self._tell()
+        for found in compare(self._optimised, listed, self._estimate, database, meter, self._target, folder):
+            self._journal.keep(found)
+            self._tuning.comparisons.append(found)
+        self._tell()
 
-    def _compare(self, entry: TunedKernel, schedule: Any, library: bytes, names: list[str]) -> None:
-        """Measure a candidate in turns with the default; twice if it seems to be the best so far."""
-        from shave.backends.tvm.tune.database import MARGIN
+    def _search(self, meter: Meter, folder: Path, deadline: float) -> None:
+        from shave.backends.tvm.tune.network import Network
+        from shave.backends.tvm.tune.search import Search
 
-        try:
-            record = self._keep(entry, schedule, self._time(entry, library, names, _SCREENING_SECONDS))
-            if record.ratio * MARGIN > 1 or record.ratio >= entry.ratio:
-                return
-            times = self._time(entry, library, names, _CONFIRMING_SECONDS)
-            record = self._keep(entry, schedule, times, confirmed=True)
-        except CompileError as error:
-            self._keep(entry, schedule, error=str(error))
+        network = Network(self._known(), self._target, folder)
+        Search(network, meter, self._journal, self._target.cores, self._tuning, self._tell).run(deadline)
+
+    def _whole(self, default: Program, meter: Meter, folder: Path) -> None:
+        """Whether the program is faster in the end."""
+        from shave.backends.tvm.tune.database import Tuned
+        from shave.backends.tvm.tune.meter import Variants
+        from shave.backends.tvm.tune.network import Network
+        from shave.backends.tvm.tune.records import Outcome, machine_of, program_key
+        from shave.backends.tvm.tune.samples import seconds_of_both
+
+        threads = self._target.cores
+        schedules = Tuned(self._journal.database, threads)
+        program = self._known()
+        tuned = Network(program, self._target, folder, schedules)
+        if not schedules.decided and program.structural_hash() == default.structural_hash():
             return
-        if record.ratio * MARGIN <= 1 and record.ratio < entry.ratio:
-            entry.schedule, entry.ratio = schedule, record.ratio
-
-    def _time(self, entry: TunedKernel, library: bytes, names: list[str], seconds: float) -> tuple[float, float]:
-        """Seconds of the default and of a candidate. Neither luck nor a slow moment makes the candidate faster."""
-        default, candidate = self._meter.time(library, names, entry.arguments, seconds)
-        rounds = zip(default.samples, candidate.samples, strict=True)
-        ratio = statistics.median(after / before for before, after in rounds)
-        return default.minimum, max(candidate.minimum, default.minimum * ratio)
-
-    def _keep(
-        self,
-        entry: TunedKernel,
-        schedule: Any,
-        times: tuple[float, float] | tuple[None, None] = (None, None),
-        confirmed: bool = False,
-        error: str | None = None,
-    ) -> Record:
-        from shave.backends.tvm.schedules import plain
-        from shave.backends.tvm.tune.database import Record, append, machine_of
-
-        default_seconds, seconds = times
-        machine = machine_of(entry.kernel.target)
-        fields = (self._threads, plain(schedule), seconds, default_seconds, confirmed, error)
-        record = Record(entry.kernel.key, machine, *fields)
-        append(self._path, record)
-        return record
-
-    def _late(self) -> bool:
-        return time.monotonic() >= self._deadline
-
-    def _tell(self) -> None:
-        self.tuning.elapsed = time.monotonic() - self._started
-        self._progress(self.tuning)
-
-
-def _is_static(entry: TunedKernel) -> bool:
-    return all(None not in argument.shape for argument in entry.arguments)
-
-
-def _build(choices: Sequence[tuple[Kernel, Any]]) -> tuple[bytes, list[str]]:
-    """One library of several kernels, and the name of each in it."""
-    from shave.backends.tvm.adapter import tvm
-    from shave.backends.tvm.build import build
-    from shave.backends.tvm.cache import default_cache
-    from shave.backends.tvm.emit.emitter import own_function
-    from shave.backends.tvm.naming import name_by_content
-    from shave.backends.tvm.worker import workers
-
-    functions = {
-        tvm.ir.GlobalVar(f"{kernel.name}_{number}"): own_function(kernel, schedule)
-        for number, (kernel, schedule) in enumerate(choices)
-    }
-    module, names = name_by_content(tvm.IRModule(functions))
-    library = build(module, choices[0][0].target, workers.generate, default_cache())
-    return library, [names[variable.name_hint] for variable in functions]
+        programs = [Variants(Network(default, self._target, folder).artifact), Variants(tuned.artifact)]
+        before, after = seconds_of_both(*meter.whole(programs, _WHOLE_SECONDS))
+        key = program_key(self._program, self._passes)
+        self._tuning.outcome = Outcome(key, machine_of(self._target), threads, after, before)
+        self._journal.keep(self._tuning.outcome)
+        self._tell()

@@ -21,6 +21,7 @@ import shave
 from shave.backends.runtime import Artifact, load
 from shave.backends.tvm import vm
 from shave.backends.tvm.adapter import IRBuilder, T, tirx, tvm, tvm_target
+from shave.backends.tvm.executor import Executor
 from shave.backends.tvm.pipeline import PIPELINE
 from shave.backends.tvm.static import with_pointers
 from shave.ir.errors import ArtifactError, SignatureError
@@ -160,6 +161,18 @@ def test_profile_times_each_step(fixed: tuple[torch.nn.Module, Artifact]) -> Non
     assert sum(time.calls for time in times) == len(plan.steps)
     assert {time.name for time in times} == {step.kernel for step in plan.steps}
     assert sum(time.seconds for time in times) > 0
+
+
+def test_what_each_step_writes(fixed: tuple[torch.nn.Module, Artifact]) -> None:
+    engine, x = fixed[1]._engine, _input()
+    assert isinstance(engine, Executor)
+    steps = list(engine.written([x]))
+    assert [name for name, _ in steps] == [name for name, _ in engine.trace([x])]
+    (last,) = steps[-1][1]
+    np.testing.assert_array_equal(last.view(np.float32), fixed[1](x).ravel())
+    other = engine.with_code(fixed[1]._contents.library)
+    np.testing.assert_array_equal(other([x])[0], fixed[1](x))
+    assert other._rooms is engine._rooms  # workspaces are shared
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_code_runs(

@@ -20,7 +20,7 @@ from shave.passes.explain import explain
 from shave.passes.intermediate import compare_nodes
 from shave.passes.manager import PassManager
 from shave.passes.pipeline import parse
-from shave.passes.problems import Conv2d, Problem
+from shave.passes.problems import Conv2d, Measured, Problem
 from shave.passes.stages import Stage, stage_of
 from shave.passes.winograd.accuracy import bound
 from shave.passes.winograd.winograd import Winograd
@@ -88,6 +88,18 @@ def test_an_oracle_is_asked_about_the_problem_and_no_more() -> None:
 def test_what_is_hardly_faster_is_not_worth_it() -> None:
     assert not run_pass(Winograd(), one_layer(), oracle=costs(direct=1.04, tile_4=1.0))[1].changed
     assert run_pass(Winograd(), one_layer(), oracle=costs(direct=1.06, tile_4=1.0))[1].changed
+
+
+def test_measured_times_need_a_smaller_gain_and_are_named() -> None:
+    found = {}
+    for direct in (1.01, 1.03):
+        measured = costs(direct=Measured(direct), tile_4=Measured(1.0))
+        _, report = run_pass(Winograd(tile=4), one_layer(), oracle=measured)
+        found[direct] = reasons(report)["conv2d_default"].split(";")[0]
+    assert found == {
+        1.01: "skipped: no faster: tile 4: measured 1e+03 ms instead of 1.01e+03 ms",
+        1.03: "applied: tile 4: measured 1e+03 ms instead of 1.03e+03 ms",
+    }
 
 
 def test_a_target_without_kernels_keeps_its_convolutions() -> None:

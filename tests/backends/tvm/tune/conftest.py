@@ -1,4 +1,4 @@
-"""A program with two kernels of own families, and what measuring them would find."""
+"""A program with two kernels of own families, one that may be computed in two ways, and what measuring them finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shave.backends.tvm.adapter import tvm
 from shave.backends.tvm.emit.emitter import own_function
 from shave.backends.tvm.lower import lower
 from shave.backends.tvm.schedules import Argument, Kernel, plain
-from shave.backends.tvm.tune.database import Record, machine_of
+from shave.backends.tvm.tune.records import Record, machine_of
 from shave.ir.program import Program
 
 X = torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -35,6 +35,14 @@ class TwoKernels(nn.Module):
 def program() -> Program:
     torch.manual_seed(0)
     return shave.trace(TwoKernels().eval(), (X,))
+
+
+@pytest.fixture(scope="package")
+def two_ways() -> Program:
+    """One convolution that may be computed by Winograd's method."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 32, 12, 12)
+    return shave.trace(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()).eval(), (x,))
 
 
 class Asked:

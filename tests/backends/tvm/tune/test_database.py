@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 
 import shave
+from shave.backends.target import Target
 from shave.backends.targets import resolve
 from shave.backends.tvm.lower import lower
+from shave.backends.tvm.oracle import cost_oracle, measured_oracle
 from shave.backends.tvm.schedules import Kernel
-from shave.backends.tvm.tune.database import Database, Record, Tuned, append
+from shave.backends.tvm.tune.database import Database, Journal, Tuned, append
+from shave.backends.tvm.tune.records import (
+    Comparison,
+    Outcome,
+    from_line,
+    machine_of,
+    problem_key,
+    program_key,
+    to_line,
+)
 from shave.ir.errors import ReadError, WriteError
 from shave.ir.program import Program
+from shave.passes.manager import PassManager
+from shave.passes.problems import Conv2d, Measured, WinogradConv2d
 from tests.backends.tvm.tune.conftest import X, other_schedule, record
 
 
@@ -84,6 +97,10 @@ def test_nearest_number_of_threads(conv: Kernel) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
+        '{"problem": {}, "machine": "m", "threads": 1, "seconds": {"direct": "fast"}}',
+        '{"problem": {}, "machine": "m", "threads": 1, "seconds": [1.0]}',
+        '{"program": "p", "machine": "m", "threads": 1, "seconds": 1.0, "default_seconds": Infinity}',
+        '{"program": 3, "machine": "m", "threads": 1, "seconds": 1.0, "default_seconds": 1.0}',
         "",
         "not JSON",
         "{}",
@@ -100,7 +117,7 @@ def test_nearest_number_of_threads(conv: Kernel) -> None:
 def test_damaged_lines_are_named_and_skipped(conv: Kernel, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "tuned.jsonl"
     good = record(conv, other_schedule(conv), 0.5e-3)
-    path.write_text(good.to_line() + damage + "\n" + replace(good, threads=2).to_line())
+    path.write_text(to_line(good) + damage + "\n" + to_line(replace(good, threads=2)))
     if damage:
         with pytest.warns(RuntimeWarning, match=r"tuned.jsonl: line 2 is no measurement and is skipped"):
             database = Database.read(path)
@@ -119,7 +136,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_line_that_a_crash_tore_stays_alone(conv: Kernel, tmp_path: Path) -> None:
     path = tmp_path / "tuned.jsonl"
     good = record(conv, other_schedule(conv), 0.5e-3)
-    path.write_text(good.to_line()[:40])
+    path.write_text(to_line(good)[:40])
     append(path, good)
     with pytest.warns(RuntimeWarning, match="line 1"):
         assert list(Database.read(path)) == [good]
@@ -166,4 +183,92 @@ def test_compile_with_a_database_that_is_not_there(program: Program) -> None:
 
 def test_record_needs_all_fields() -> None:
     with pytest.raises(ValueError, match="kernel"):
-        Record.from_line("{}")
+        from_line("{}")
+
+
+# The ways to compute a convolution, and whole programs
+
+WIDE = Conv2d(1, 64, 64, 14, 14, (3, 3), padding=(1, 1))
+
+
+def comparison(target: Target, problem: Conv2d = WIDE, **seconds: float) -> Comparison:
+    """On one thread: ``direct=3.0, winograd_4=1.0``."""
+    named = {name.replace("_", " "): value for name, value in seconds.items()}
+    return Comparison(problem_key(problem), machine_of(target), 1, named)
+
+
+def test_every_kind_of_entry_comes_back_as_it_was(conv: Kernel, tmp_path: Path) -> None:
+    entries = [
+        record(conv, other_schedule(conv), 0.5e-3),
+        comparison(conv.target, direct=3e-3, winograd_4=1e-3),
+        Outcome("a program", machine_of(conv.target), 2, 1e-3, 2e-3),
+    ]
+    journal = Journal(tmp_path / "tuned.jsonl")
+    for entry in entries:
+        journal.keep(entry)
+    assert list(journal.database) == list(Database.read(tmp_path / "tuned.jsonl")) == entries
+    assert list(Journal(tmp_path / "tuned.jsonl").database) == entries
+
+
+def test_measured_ways_answer_ahead_of_estimates() -> None:
+    target = replace(resolve("x86-64-v4"), cores=1)
+    estimate = cost_oracle(target)
+    assert estimate is not None
+    database = Database([comparison(target, direct=3e-3, winograd_4=1e-3)])
+    oracle = measured_oracle(database, target)
+    assert oracle is not None
+    four, six = (WinogradConv2d(1, 64, 64, 14, 14, (1, 1), tile) for tile in (4, 6))
+    assert [oracle(problem) for problem in (WIDE, four)] == [3e-3, 1e-3]
+    assert isinstance(oracle(WIDE), Measured)
+    assert oracle(six) is None  # its estimate says nothing beside measurements of others
+    other = replace(WIDE, height=15)
+    assert oracle(other) == estimate(other)
+    assert not isinstance(oracle(other), Measured)
+    apart = replace(target, l2_bytes=2 * target.l2_bytes)
+    unknown = measured_oracle(database, apart)
+    assert unknown is not None
+    assert not isinstance(unknown(WIDE), Measured)
+
+
+def test_newer_comparisons_replace_older_ones() -> None:
+    target = resolve("x86-64-v4")
+    database = Database(
+        [comparison(target, direct=3.0, winograd_4=1.0), comparison(target, direct=1.0, winograd_4=3.0)]
+    )
+    found = database.comparison(WIDE, target, 1)
+    assert found is not None
+    assert (len(database), found.seconds["direct"]) == (1, 1.0)
+    assert database.comparison(WIDE, target, 4) == found  # the next number of threads
+
+
+def test_compile_chooses_the_way_that_was_measured_to_be_fastest(two_ways: Program, tmp_path: Path) -> None:
+    target = replace(resolve("cpu"), cores=1)
+    problem = Conv2d(1, 32, 32, 12, 12, (3, 3), padding=(1, 1))
+    found = {}
+    for name, seconds in {"direct": 0.5e-3, "tile 2": 2e-3, "tile 4": 4e-3}.items():
+        path = tmp_path / f"{name}.jsonl"
+        append(path, comparison(target, problem, direct=1e-3, winograd_2=seconds, winograd_4=1.9e-3))
+        (said,) = shave.compile(two_ways, threads=1, tuned=path).manifest.report[-1]["entries"]
+        found[name] = (said["verdict"], said["text"].split(";")[0])
+    assert found == {
+        "direct": ("applied", "tile 2: measured 0.5 ms instead of 1 ms"),
+        "tile 2": ("skipped", "no faster: tile 4: measured 1.9 ms instead of 1 ms"),
+        "tile 4": ("skipped", "no faster: tile 4: measured 1.9 ms instead of 1 ms"),
+    }
+
+
+def test_a_program_that_was_slower_in_the_end_is_compiled_without(
+    program: Program, conv: Kernel, tmp_path: Path
+) -> None:
+    target = replace(resolve("cpu"), cores=1)
+    path = tmp_path / "tuned.jsonl"
+    key = program_key(program, PassManager("exact"))
+    for entry, decided in (
+        (record(conv, other_schedule(conv), 0.5e-3), 1),
+        (Outcome(key, machine_of(target), 1, 3e-3, 2e-3), 0),
+        (Outcome(key, machine_of(target), 2, 1e-3, 2e-3), 0),
+        (Outcome(key, machine_of(target), 1, 1e-3, 2e-3), 1),
+    ):
+        append(path, entry)
+        artifact = shave.compile(program, threads=1, tuned=path)
+        assert artifact.manifest.figures["tuning"] == {"kernels": 2, "decided": decided}

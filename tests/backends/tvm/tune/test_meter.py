@@ -1,114 +1,122 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tvm.script import tirx as T
 
 from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import tvm
 from shave.backends.tvm.build import build
-from shave.backends.tvm.schedules import Argument
+from shave.backends.tvm.schedules import Kernel
+from shave.backends.tvm.static import with_pointers
 from shave.backends.tvm.tune import meter as meter_module
-from shave.backends.tvm.tune.meter import Meter
+from shave.backends.tvm.tune.meter import Meter, Variants
+from shave.backends.tvm.tune.network import Network
 from shave.ir.errors import CompileError
+from shave.ir.program import Program
+from tests.backends.tvm.tune.conftest import X, other_schedule
+
+# In the place of the matrix product: [2, 24] with packed weights and bias to [2, 10].
 
 
 @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-def add(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32"), c: T.Buffer((64,), "float32")) -> None:  # type: ignore[valid-type]
+def wrong(
+    a: T.Buffer((48,), "float32"),
+    b: T.Buffer((384,), "float32"),
+    bias: T.Buffer((10,), "float32"),
+    c: T.Buffer((20,), "float32"),
+) -> None:  # type: ignore[valid-type]
     with T.sblock("root"):
-        for i in range(64):
-            c[i] = a[i] + b[i]  # type: ignore[index]
+        for i in range(20):
+            c[i] = a[i] + b[i] + bias[i % 10]  # type: ignore[index]
 
 
 @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-def same(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32"), c: T.Buffer((64,), "float32")) -> None:  # type: ignore[valid-type]
+def crash(
+    a: T.Buffer((48,), "float32"),
+    b: T.Buffer((384,), "float32"),
+    bias: T.Buffer((10,), "float32"),
+    c: T.Buffer((20,), "float32"),
+) -> None:  # type: ignore[valid-type]
     with T.sblock("root"):
-        for i in range(64):
-            c[63 - i] = b[63 - i] + a[63 - i]  # type: ignore[index]
+        for i in range(20):
+            c[i * 1000000000000] = a[i] + b[i] + bias[i % 10]  # type: ignore[index]
 
 
 @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-def wrong(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32"), c: T.Buffer((64,), "float32")) -> None:  # type: ignore[valid-type]
-    with T.sblock("root"):
-        for i in range(63):
-            c[i] = a[i] + b[i]  # type: ignore[index]
-
-
-@T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-def crash(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32"), c: T.Buffer((64,), "float32")) -> None:  # type: ignore[valid-type]
-    with T.sblock("root"):
-        for i in range(64):
-            c[i * 1000000000000] = a[i] + b[i]  # type: ignore[index]
-
-
-@T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-def endless(a: T.Buffer((64,), "float32"), b: T.Buffer((64,), "float32"), c: T.Buffer((64,), "float32")) -> None:  # type: ignore[valid-type]
+def endless(
+    a: T.Buffer((48,), "float32"),
+    b: T.Buffer((384,), "float32"),
+    bias: T.Buffer((10,), "float32"),
+    c: T.Buffer((20,), "float32"),
+) -> None:  # type: ignore[valid-type]
     with T.sblock("root"):
         for i in range(1 << 60):
-            c[i % 64] = c[(i + 1) % 64] * a[i % 64] + b[i % 64]  # type: ignore[index]
-
-
-ARGUMENTS = [Argument((64,), False), Argument((64,), True), Argument((64,), False)]
+            c[i % 20] = c[(i + 1) % 20] * a[i % 48] + b[i % 384] + bias[i % 10]  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
-def library() -> bytes:
-    functions: dict[Any, Any] = {
-        tvm.ir.GlobalVar(f.__name__): function
-        for f, function in ((_named(name), globals()[name]) for name in ("add", "same", "wrong", "crash", "endless"))
-    }
-    return build(tvm.IRModule(functions), resolve("cpu"))
-
-
-def _named(name: str) -> Any:
-    def function() -> None: ...
-
-    function.__name__ = name
-    return function
+def network(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    return Network(program, resolve("cpu"), tmp_path_factory.mktemp("network"))
 
 
 @pytest.fixture(scope="module")
-def meter() -> Iterator[Meter]:
-    meter = Meter(threads=1, weight_bytes=1 << 16)
+def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Meter]:
+    path = tmp_path_factory.mktemp("inputs") / "inputs.npz"
+    np.savez(path, x=X.numpy())
+    meter = Meter(1, path)
     yield meter
     meter.stop()
 
 
-def test_each_function_is_timed_in_each_round(meter: Meter, library: bytes) -> None:
-    timings = meter.time(library, ["add", "same"], ARGUMENTS, seconds=1e-3)
-    first, second = [len(timing.samples) for timing in timings]
-    assert first == second >= meter_module._FEWEST_ROUNDS
-    assert all(0 < timing.minimum < 1 for timing in timings)
+def variants(network: Network, function: Any, tmp_path: Path) -> Variants:
+    """The network with a function in the place of its matrix product."""
+    (name,) = [name for kernel, name in network.names.items() if kernel.name == "matmul"]
+    functions = dict(network._lowered.module.functions.items())
+    (variable,) = [variable for variable in functions if variable.name_hint == name]
+    functions[variable] = with_pointers(function.without_attr("global_symbol"))
+    path = tmp_path / f"{function.attrs['global_symbol']}.so"
+    path.write_bytes(build(tvm.IRModule(functions), resolve("cpu")))
+    return Variants(network.artifact, [path], [name])
 
 
-def test_other_results_are_refused(meter: Meter, library: bytes) -> None:
-    with pytest.raises(CompileError, match="1 of 64 results differ from those of the default schedule"):
-        meter.time(library, ["add", "wrong"], ARGUMENTS, seconds=1e-3)
+def test_each_step_is_timed_in_each_round(meter: Meter, network: Network, kernels: dict[str, Kernel]) -> None:
+    library = network.variant({kernel: other_schedule(kernel) for kernel in kernels.values()})
+    both = Variants(network.artifact, [library], list(network.names.values()))
+    (with_two, alone) = meter.steps([both, Variants(network.artifact)], seconds=1e-3)
+    assert [len(with_two), len(alone)] == [2, 1]
+    steps = {number for numbers in network.steps.values() for number in numbers}
+    for samples in [*with_two, *alone]:
+        assert len(samples) >= meter_module._FEWEST_ROUNDS
+        assert all(0 <= seconds < 1 for taken in samples for seconds in taken)
+        assert all(steps <= set(range(len(taken))) for taken in samples)
+    assert {len(samples) for samples in [*with_two, *alone]} == {len(alone[0])}
 
 
-def test_a_crash_costs_one_measurement(meter: Meter, library: bytes) -> None:
-    with pytest.raises(CompileError, match=r"the kernel under test crashed on crash \(SIG(SEGV|BUS)\)"):
-        meter.time(library, ["add", "crash"], ARGUMENTS, seconds=1e-3)
-    assert len(meter.time(library, ["add"], ARGUMENTS, seconds=1e-3)) == 1
+def test_whole_calls(meter: Meter, network: Network) -> None:
+    first, second = meter.whole([Variants(network.artifact)] * 2, seconds=1e-3)
+    assert len(first) == len(second) >= meter_module._FEWEST_ROUNDS
+    assert all(0 < seconds < 1 for seconds in [*first, *second])
 
 
-def test_what_never_ends_is_ended(meter: Meter, library: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter_module, "_LONGEST", 2.0)
-    with pytest.raises(CompileError, match="endless took longer than 2 s"):
-        meter.time(library, ["add", "endless"], ARGUMENTS, seconds=1e-3)
+def test_other_results_are_refused(meter: Meter, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"matmul_.*: 20 of 20 results differ from those of the default schedule"):
+        meter.steps([variants(network, wrong, tmp_path)], seconds=1e-3)
 
 
-def test_copies_of_the_weights_do_not_overlap() -> None:
-    stage = meter_module._Stage([[[2, 3], False], [[5, 5], True], [[17], True], [[2, 5], False]], 4096)
-    ranges = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + 4 * size)
-        for tensors in stage._sets
-        for tensor, size in ((tensors[1], 25), (tensors[2], 17))
-    )
-    assert len(stage._sets) == 4096 // 4 // (32 + 32)
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
-    assert all(start % 64 == 0 for start, _ in ranges)
-    assert len({tensors[0].data_ptr() for tensors in stage._sets}) == 1
+def test_a_crash_costs_one_measurement(meter: Meter, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"the program under test crashed on a variant \(SIG(SEGV|BUS)\)"):
+        meter.steps([variants(network, crash, tmp_path)], seconds=1e-3)
+    assert len(meter.steps([Variants(network.artifact)], seconds=1e-3)) == 1
+
+
+def test_what_never_ends_is_ended(
+    meter: Meter, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter_module, "_LONGEST", 3.0)
+    with pytest.raises(CompileError, match="a variant took longer than 3 s"):
+        meter.steps([variants(network, endless, tmp_path)], seconds=1e-3)
