@@ -49,7 +49,7 @@ def test_tune_says_what_it_found(inside):
 def test_sizes_of_the_call_are_explained(inside):
     outcome = call("tune net.pt2 --minutes 0.02 --threads 1 --database t.jsonl")
     assert outcome.code == 0
-    assert "--input NAME=SHAPE fixes those of an .onnx file" in outcome.err
+    assert "--input NAME=SHAPE fixes sizes of an .onnx file" in outcome.err
 
 
 def test_merge(inside):
