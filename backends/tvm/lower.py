@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,12 +42,14 @@ class KernelCall:
         family: The kernel family, or ``tail`` for generated and scheduled code.
         nodes: Names of the program's nodes that it computes.
         kernel: What an own kernel computes.
+        weights: Which arguments of an own kernel are weights.
     """
 
     name: str
     family: str
     nodes: tuple[str, ...]
     kernel: Kernel | None = None
+    weights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
         parameters = [*inputs, *weights.variables.values()]
         builder.emit_func_output(relax.Tuple(outputs), parameters)
     module = _fused(builder.get())
-    kernels = _calls(module, emitter)
+    kernels = _calls(module, emitter, list(module[_BODY].params)[len(inputs) :])
     module = _as_functions(module)
     constants = list(module[_BODY].params)[len(inputs) :]
     module = share_only_large_loops(schedule_tail(module, target), target, constants)
@@ -145,25 +147,28 @@ def _as_functions(module: Any) -> Any:
     return tvm.transform.Sequential([passes.FuseTIR(), passes.DeadCodeElimination([_BODY])])(module)
 
 
-def _calls(module: Any, emitter: Emitter) -> list[KernelCall]:
+def _calls(module: Any, emitter: Emitter, constants: Collection[Any]) -> list[KernelCall]:
     """What the body calls, as long as the variables inside of joined groups still tell which nodes they are."""
     calls = []
+    held = set(constants)
     for block in module[_BODY].body.blocks:
         for binding in block.bindings:
             called = binding.value
             if not isinstance(called, relax.Call):
                 continue
             variables = [binding.var]
+            weights: tuple[int, ...] = ()
             if isinstance(called.op, tvm.ir.GlobalVar):
                 name = called.op.name_hint
                 variables = [b.var for inner in module[called.op].body.blocks for b in inner.bindings] + variables
             elif called.op.name == "relax.call_tir":
                 name = called.args[0].name_hint
+                weights = tuple(k for k, argument in enumerate(called.args[1].fields) if argument in held)
             else:
                 continue
             nodes = dict.fromkeys(n for v in variables for n in emitter.origins.get(v.name, ()))
             kernel = emitter.kernels.get(name)
-            calls.append(KernelCall(name, "tail" if kernel is None else kernel.name, tuple(nodes), kernel))
+            calls.append(KernelCall(name, "tail" if kernel is None else kernel.name, tuple(nodes), kernel, weights))
     return calls
 
 

@@ -35,7 +35,7 @@ def share_only_large_loops(module: Any, target: Target, weights: Collection[Any]
     """
     constant = _constant_parameters(module, weights)
     updated = {
-        variable: _rewritten(function, constant.get(variable, set()), target)
+        variable: share_if_large(function, constant.get(variable, set()), target)
         if isinstance(function, PrimFunc)
         else function
         for variable, function in module.functions.items()
@@ -60,7 +60,14 @@ def _constant_parameters(module: Any, weights: Collection[Any]) -> dict[Any, set
     return found
 
 
-def _rewritten(function: PrimFunc, constant: Collection[int], target: Target) -> PrimFunc:
+def share_if_large(function: PrimFunc, constant: Collection[int], target: Target) -> PrimFunc:
+    """Make the small parallel loops of one function serial.
+
+    Args:
+        function: With its loops as a kernel or a schedule wrote them.
+        constant: Which of its parameters hold weights.
+        target: Gives the rate at which one thread reads weights.
+    """
     copied = False
     weights = _bytes_by_buffer(function, constant)
 
@@ -97,7 +104,9 @@ def _bytes_by_buffer(function: PrimFunc, positions: Collection[int]) -> Mapping[
     for position in positions:
         parameter = function.params[position]
         width = numpy_dtype(str(parameter.ty.dtype.dtype)).itemsize
-        sizes[parameter] = prod(int(size) for size in parameter.ty.shape) * width
+        shape = list(parameter.ty.shape)
+        if all(isinstance(size, tirx.IntImm) for size in shape):  # others are known at run time, like what is read
+            sizes[parameter] = prod(map(int, shape)) * width
 
     def declare(statement: Any) -> None:
         def view(of: Any) -> None:

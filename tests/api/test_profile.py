@@ -41,7 +41,8 @@ def test_a_profile_has_every_kernel_with_its_limit(inside):
     kernels = data["kernels"]
     assert data["roofline"]["threads"] == 1
     assert sum(kernel["macs"] for kernel in kernels) == program.cost().macs
-    assert all(kernel["seconds"] > 0 and kernel["calls"] >= 1 for kernel in kernels if kernel["limit"])
+    assert all(kernel["seconds"] >= 0 and kernel["calls"] >= 1 for kernel in kernels if kernel["limit"])
+    assert sum(kernel["seconds"] for kernel in kernels) > 0  # one alone may be below what a clock can tell
     assert data["limit"] == pytest.approx(sum(kernel["limit"] for kernel in kernels))
     lost = [kernel["lost"] for kernel in kernels]
     assert lost == sorted(lost, reverse=True)

@@ -93,7 +93,7 @@ def test_interrupt_reports_what_was_found(inside, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(meter.Meter, "time", interrupt)
+    monkeypatch.setattr(meter.Meter, "steps", interrupt)
     outcome = call(f"{TUNE} --json")
     assert outcome.code == 130
     assert outcome.data["interrupted"] is True

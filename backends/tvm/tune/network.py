@@ -16,7 +16,7 @@ from shave.backends.tvm.cache import default_cache
 from shave.backends.tvm.emit.emitter import own_function
 from shave.backends.tvm.lower import Lowered, lower
 from shave.backends.tvm.schedules import Kernel, Schedules
-from shave.backends.tvm.small_work import share_only_large_loops
+from shave.backends.tvm.small_work import share_if_large
 from shave.backends.tvm.static import with_pointers
 from shave.backends.tvm.worker import workers
 from shave.ir.program import Program
@@ -50,7 +50,9 @@ class Network:
         self._target = target
         self._folder = folder
         self.artifact = folder / f"{next(_numbers)}.shave"
-        self.names = {call.kernel: call.name for call in self._lowered.kernels if call.kernel is not None}
+        own = [(call.kernel, call) for call in self._lowered.kernels if call.kernel is not None]
+        self.names = {kernel: call.name for kernel, call in own}
+        self._weights = {kernel: call.weights for kernel, call in own}
         steps = [step.kernel for step in plan_of(self._lowered).steps]
         self.steps = {
             kernel: [number for number, step in enumerate(steps) if step == name] for kernel, name in self.names.items()
@@ -75,12 +77,16 @@ class Network:
         """
         by_name = {self.names[kernel]: (kernel, schedule) for kernel, schedule in schedules.items()}
         functions = {
-            variable: _function(*by_name[variable.name_hint]) if variable.name_hint in by_name else function
+            variable: self._function(*by_name[variable.name_hint]) if variable.name_hint in by_name else function
             for variable, function in self._lowered.module.functions.items()
         }
         path = self._folder / f"{next(_numbers)}.so"
         path.write_bytes(self._build(tvm.IRModule(functions, attrs=self._lowered.module.attrs)))
         return path
+
+    def _function(self, kernel: Kernel, schedule: Any) -> PrimFunc:
+        """The function of a kernel as a lowered program holds it."""
+        return with_pointers(share_if_large(own_function(kernel, schedule), self._weights[kernel], self._target))
 
     def _build(self, module: Any) -> bytes:
         return build(module, self._target, workers.generate, default_cache())
@@ -90,10 +96,3 @@ def plan_of(lowered: Lowered) -> Plan:
     """The plan of a program that has one."""
     assert lowered.plan is not None
     return lowered.plan
-
-
-def _function(kernel: Kernel, schedule: Any) -> PrimFunc:
-    """The function of a kernel as a lowered program holds it."""
-    variable = tvm.ir.GlobalVar(kernel.name)
-    module = share_only_large_loops(tvm.IRModule({variable: own_function(kernel, schedule)}))
-    return with_pointers(module[variable])
