@@ -73,5 +73,32 @@ class Measured(float):
     """Seconds that were measured, not estimated. An oracle gives all ways to compute a thing in one of the two."""
 
 
-Problem = Conv2d | WinogradConv2d
+@dataclass(frozen=True)
+class Matmul:
+    """A float32 product of [rows, inputs] with constant weights [inputs, outputs].
+
+    Attributes:
+        rows: Of the product; None where only the call knows, which counts as in :class:`Conv2d`.
+        inputs: Length of the sums.
+        outputs: Columns of the product.
+    """
+
+    rows: int | None
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A float32 tensor written anew with its axes in another order.
+
+    Attributes:
+        elements: Of the tensor.
+    """
+
+    elements: int
+
+
+Convolution = Conv2d | WinogradConv2d
+Problem = Convolution | Matmul | Transpose
 Oracle = Callable[[Problem], "float | None"]

@@ -13,6 +13,7 @@ PASSES = {
     "dead-code": "shave.passes.simplify.dead_code:DeadCode",
     "dedupe": "shave.passes.simplify.dedupe:Dedupe",
     "drop-identities": "shave.passes.simplify.drop_identities:DropIdentities",
+    "factorize": "shave.passes.factorize.factorize:Factorize",
     "fold-batchnorm": "shave.passes.simplify.fold_batchnorm:FoldBatchNorm",
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shave.backends.target import Target
-from shave.passes.problems import Conv2d, Measured, Oracle, Problem
+from shave.passes.problems import Conv2d, Convolution, Matmul, Measured, Oracle, Problem, Transpose
 
 if TYPE_CHECKING:
     from shave.backends.tvm.tune.database import Database
@@ -48,6 +48,8 @@ def measured_oracle(database: Database, target: Target) -> Oracle | None:
         return None
 
     def seconds(problem: Problem) -> float | None:
+        if not isinstance(problem, Convolution):
+            return estimate(problem)
         direct = problem if isinstance(problem, Conv2d) else problem.direct
         comparison = database.comparison(direct, target, target.cores)
         if comparison is None:
@@ -58,17 +60,20 @@ def measured_oracle(database: Database, target: Target) -> Oracle | None:
     return seconds
 
 
-def method_of(problem: Problem) -> str:
+def method_of(problem: Convolution) -> str:
     """The name of a way to compute a convolution, in databases."""
     return "direct" if isinstance(problem, Conv2d) else f"winograd {problem.tile}"
 
 
-def kernel_of(problem: Problem, target: Target) -> tuple[Any, Any] | None:
-    """Family and shape of the kernel that computes a problem; None for depthwise convolutions."""
-    from shave.backends.tvm.kernels import conv, depthwise, winograd
+def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
+    """Family and shape of the kernel that computes a problem."""
+    from shave.backends.tvm.kernels import conv, depthwise, matmul, winograd
     from shave.backends.tvm.kernels.geometry import ConvShape
+    from shave.backends.tvm.kernels.matmul import MatmulShape
     from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 
+    if isinstance(problem, Matmul):
+        return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs)
     spatial = (problem.height, problem.width)
     if isinstance(problem, Conv2d):
         pads = tuple((p, p) for p in problem.padding)
@@ -76,17 +81,16 @@ def kernel_of(problem: Problem, target: Target) -> tuple[Any, Any] | None:
             problem.batch, problem.in_channels, problem.out_channels, spatial, problem.kernel, problem.stride, pads,
             problem.dilation, problem.groups, plain_input=problem.in_channels < target.lanes,
         )  # fmt: skip
-        return None if depthwise.applies(shape) else (conv, shape)
+        return (depthwise if depthwise.applies(shape) else conv), shape
     tiles = WinogradShape(
         problem.batch, problem.in_channels, problem.out_channels, spatial, problem.padding, problem.tile
     )
     return winograd, tiles
 
 
-def _seconds(problem: Problem, target: Target) -> float | None:
+def _seconds(problem: Problem, target: Target) -> float:
     """What the family of a problem's kernel estimates for the schedule that it takes by default."""
-    kernel = kernel_of(problem, target)
-    if kernel is None:
-        return None
-    family, shape = kernel
+    if isinstance(problem, Transpose):  # no kernel of a family's: bytes that are read, and bytes that are written
+        return 8 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
+    family, shape = kernel_of(problem, target)
     return float(family.seconds(shape, family.default(shape, target), target))

@@ -7,15 +7,15 @@ from math import prod
 import numpy as np
 
 from shave.ir.cook_toom import TAPS, transforms
-from shave.passes.problems import Conv2d, Problem, WinogradConv2d
+from shave.passes.problems import Conv2d, Convolution, WinogradConv2d
 
 TRANSFORM_COST = 2
 """Multiply-adds of the products in whose time one multiply-add of a transform is done: transforms read and write memory
 for each few of them, products work on registers."""
 
 
-def operations(problem: Problem) -> float:
-    """Multiply-adds of one image; those of transforms count :data:`TRANSFORM_COST` times. An oracle in its form."""
+def operations(problem: Convolution) -> float:
+    """Multiply-adds of one image; those of transforms count :data:`TRANSFORM_COST` times. An oracle of convolutions."""
     return _direct(problem) if isinstance(problem, Conv2d) else _winograd(problem)
 
 

@@ -14,7 +14,7 @@ from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter, as_trainable
 from shave.ir.winograd import transform_weight
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.problems import Measured, Oracle
+from shave.passes.problems import Convolution, Measured
 from shave.passes.report import Report
 from shave.passes.stages import Stage
 from shave.passes.winograd.accuracy import Sample, bound, direct_error, winograd_error
@@ -91,7 +91,7 @@ class Winograd(Pass):
 
     def _by_cost(self, program: Program, context: Context, report: Report) -> list[_Choice]:
         """The layers that some tile makes faster, each with those tiles, fastest first."""
-        cost: Oracle = context.oracle or operations
+        cost: Callable[[Convolution], float | None] = context.oracle or operations
         text = _milliseconds if context.oracle else _multiply_adds
         choices = []
         for node in filter(is_candidate, program.calls):

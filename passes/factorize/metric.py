@@ -1,0 +1,75 @@
+"""How far a layer's output moves when its weights do: measured on data where there is some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from shave.passes.statistics import Moments
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Weighs differences of weights D, [out, features], by what they do to the output: tr(D S D').
+
+    S is the covariance of the layer's input, for a convolution that of its windows. Its mean has no part in the error,
+    as the bias takes up what a difference makes of it: b + D mean. Without data S is the identity.
+
+    Attributes:
+        covariance: S, positive definite, float64 [features, features]; None for the identity.
+        mean: Of the input, float64 [features]; None without data.
+        note: What the user should know of the data; empty if nothing.
+    """
+
+    covariance: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    note: str = ""
+
+    @staticmethod
+    def of(moments: Moments) -> Metric:
+        """From what a layer read; the covariance is shrunk by as much as its rows are few."""
+        features = moments.total.shape[0]
+        if moments.count < 2:
+            return Metric(note=f"{moments.count} rows of data are too few: by weights alone")
+        covariance, share = moments.shrunk()
+        if not covariance.isfinite().all():
+            return Metric(note="what it reads is not finite: by weights alone")
+        if not covariance.trace() > 0:
+            return Metric(note="what it reads never varies: by weights alone")
+        few = moments.count < 2 * features
+        note = f"{moments.count} rows of data for {features} features: covariance shrunk by {share:.2g}" if few else ""
+        return Metric(covariance, moments.mean, note)
+
+    def apply(self, matrix: torch.Tensor) -> torch.Tensor:
+        """D S."""
+        return matrix if self.covariance is None else matrix @ self.covariance
+
+    def energy(self, matrix: torch.Tensor) -> float:
+        """tr(D S D')."""
+        return float((self.apply(matrix) * matrix).sum())
+
+    def outputs(self, matrix: torch.Tensor) -> torch.Tensor:
+        """D S D': the covariance of the outputs, [out, out]."""
+        return self.apply(matrix) @ matrix.T
+
+    def root(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> torch.Tensor | None:
+        """L of the covariance L L' of some axes of the features alone; None for the identity.
+
+        Args:
+            shape: The features as a tensor.
+            axes: Which of its axes; the covariances at equal places along the others are summed.
+
+        Returns:
+            Lower triangular [product of the axes' extents] squared.
+        """
+        if self.covariance is None:
+            return None
+        rank, others = len(shape), [axis for axis in range(len(shape)) if axis not in axes]
+        view = self.covariance.reshape(*shape, *shape)
+        order = [*axes, *(rank + axis for axis in axes), *others, *(rank + axis for axis in others)]
+        kept, summed = prod(shape[axis] for axis in axes), prod(shape[axis] for axis in others)
+        blocks = view.permute(order).reshape(kept, kept, summed, summed)
+        root: torch.Tensor = torch.linalg.cholesky(blocks.diagonal(dim1=2, dim2=3).sum(-1))
+        return root
