@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
@@ -70,7 +71,9 @@ class Cp(Factorization):
         tensor = self.layer.tensor
         if self._root is not None:
             tensor = torch.einsum("cd,ochw->odhw", self._root, tensor)
-        with tensorly.backend_context("numpy", local_threadsafe=True):
+        with tensorly.backend_context("numpy", local_threadsafe=True), warnings.catch_warnings():
+            # It warns that there are fewer singular vectors than the rank; it draws the rest.
+            warnings.simplefilter("ignore", UserWarning)
             _, found = parafac(tensor.numpy(), ranks[0], n_iter_max=ITERATIONS, init="svd", random_state=0, tol=1e-7)
         out, into, down, across = _balanced([torch.from_numpy(factor) for factor in found])
         if self._root is not None:

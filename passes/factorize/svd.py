@@ -15,9 +15,9 @@ class Svd(Factorization):
     """W [out, features] into [out, K] times [K, features].
 
     The best W of rank K in the metric S is U U' W, where the columns of U are the K largest eigenvectors of the
-    outputs' covariance W S W': no inverse of S is needed. For a matrix product and a 1x1 convolution without data that is the
-    truncated singular value decomposition; with data, what Zhang et al. do ("Accelerating Very Deep Convolutional
-    Networks for Classification and Detection", TPAMI 2016, section 3.1). The channels between have equal variances.
+    outputs' covariance W S W': no inverse of S is needed. Without data that is the truncated singular value
+    decomposition; with data, what Zhang et al. do ("Accelerating Very Deep Convolutional Networks for Classification
+    and Detection", TPAMI 2016, section 3.1). The channels between have equal variances.
     """
 
     name = "svd"

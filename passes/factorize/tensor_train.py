@@ -125,7 +125,7 @@ def why_not_shapes(layer: Layer, outputs: Shape, inputs: Shape) -> str:
 
 def factor_shapes(outputs: int, inputs: int) -> tuple[Shape, Shape]:
     """Factors of two extents, equally many, each product as even as its primes allow."""
-    count = max(2, *(round(log(n, TYPICAL_FACTOR)) for n in (outputs, inputs)))
+    count = max(2, round(log(min(outputs, inputs), TYPICAL_FACTOR)))
     return _even(outputs, count), _even(inputs, count)
 
 

@@ -38,10 +38,10 @@ def vbmf_rank(matrix: torch.Tensor) -> int:
 
 def _threshold(ratio: float) -> float:
     """Least energy of a value that is kept, in units of the noise's variance and the larger extent (x with a bar)."""
-    low, high = 0.0, 10.0 * sqrt(ratio) + 10.0  # of the root of Phi(t) + Phi(ratio / t), near 2.5129 sqrt(ratio)
+    low, high = 0.0, 10.0 * sqrt(ratio) + 10.0  # of the root of Phi(t) + Phi(t / ratio), near 2.5129 sqrt(ratio)
     for _ in range(100):
         middle = (low + high) / 2
-        if _phi(middle) + _phi(ratio / middle) > 0:
+        if _phi(middle) + _phi(middle / ratio) > 0:
             low = middle
         else:
             high = middle
