@@ -61,7 +61,8 @@ def choices(
         if best and not method.closed(best[0].ranks):
             step = max(1.0, len(best) / FITTED)
             best = [best[int(k * step)] for k in range(min(FITTED, len(best)))]
-            best = [Choice(method, c.ranks, c.costs, method.fit(c.ranks, SWEEPS).error) for c in best]
+            sweeps = SWEEPS if method.metric.covariance is not None else 0  # starts are nearly the best for weights
+            best = [Choice(method, c.ranks, c.costs, method.fit(c.ranks, sweeps).error) for c in best]
         found += best
     return frontier(found, measure)
 

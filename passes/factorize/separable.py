@@ -72,6 +72,10 @@ class Separable(Factorization):
         down, across = factors
         return torch.einsum("orw,rch->ochw", across[:, :, 0], down[..., 0]).flatten(1)
 
+    def closed(self, ranks: Ranks) -> bool:
+        """See the base class."""
+        return self.metric.covariance is None
+
     def estimate(self, ranks: Ranks) -> float:
         """See the base class."""
         return tail(self._decomposed[0], ranks[0])
