@@ -1,8 +1,8 @@
 """Accuracy of real models after factorization without training: each method, with data and by weights alone.
 
-Run as ``python -m benchmarks.factorize_accuracy [MODEL ...]``. Rows go to ``benchmarks/history/factorize_accuracy.jsonl``
-as they are finished, and a row that is there is not measured again. ``--show`` prints the tables in Markdown,
-``--chart FILE.svg`` draws them. Calibration data and test data have no sample in common.
+Run as ``python -m benchmarks.factorize_accuracy [MODEL ...]``. Finished rows go to the history file
+``benchmarks/history/factorize_accuracy.jsonl``, and a row that is there is not measured again. ``--show`` prints the
+tables in Markdown, ``--chart FILE.svg`` draws them. Calibration data and test data have no sample in common.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.kernels import conv, winograd
+from shave.backends.tvm.kernels import conv, depthwise, matmul, winograd
 from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 from shave.backends.tvm.oracle import cost_oracle
-from shave.passes.problems import Conv2d, WinogradConv2d
+from shave.passes.problems import Conv2d, Matmul, Transpose, WinogradConv2d
 
 TARGET = resolve("x86-64-v4")
 
@@ -38,8 +39,14 @@ def seconds(family, shape, target=TARGET):
             winograd,
             WinogradShape(None, 32, 48, (17, 19), (2, 1), 4),
         ),
+        (
+            Conv2d(1, 48, 48, 17, 19, (3, 1), (1, 1), (1, 0), groups=48),
+            depthwise,
+            ConvShape(1, 48, 48, (17, 19), (3, 1), (1, 1), ((1, 1), (0, 0)), groups=48),
+        ),
+        (Matmul(50, 300, 100), matmul, MatmulShape(50, 300, 100)),
     ],
-    ids=["strided", "first", "winograd"],
+    ids=["strided", "first", "winograd", "depthwise", "product"],
 )
 def test_it_asks_the_family_about_its_default(problem, family, shape):
     oracle = cost_oracle(TARGET)
@@ -62,6 +69,11 @@ def test_winograd_pays_on_wide_layers_and_not_on_narrow_ones():
         assert (oracle(WinogradConv2d(*sizes, (1, 1), 4)) < direct) is pays
 
 
+def test_a_transpose_takes_the_time_of_its_bytes():
+    oracle = cost_oracle(TARGET, 1)
+    assert oracle(Transpose(10**6)) == pytest.approx(8e6 / (TARGET.memory_gbytes * 1e9))
+    assert oracle(Transpose(2 * 10**6)) == pytest.approx(2 * oracle(Transpose(10**6)))
+
+
 def test_what_it_does_not_know():
-    assert cost_oracle(TARGET)(Conv2d(1, 64, 64, 14, 14, (3, 3), padding=(1, 1), groups=64)) is None
     assert cost_oracle(resolve("sm_90")) is None
