@@ -17,8 +17,8 @@ from shave.passes.factorize.metric import Metric
 Ranks = tuple[int, ...]
 Factors = tuple[torch.Tensor, ...]
 
-MAX_CANDIDATES = 24
-"""Ranks along one mode that are weighed against each other."""
+MAX_CANDIDATES = 64
+"""Ranks of a method of one rank that are weighed against each other."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Factorization(ABC):
         return False
 
 
-def grid(limit: int, multiple: int) -> list[int]:
-    """Up to :data:`MAX_CANDIDATES` ranks, evenly spaced, multiples of ``multiple`` if at least four of them fit."""
+def grid(limit: int, multiple: int, most: int = MAX_CANDIDATES) -> list[int]:
+    """Up to ``most`` ranks, evenly spaced, multiples of ``multiple`` if at least four of them fit."""
     step = multiple if limit >= 4 * multiple else 1
-    step *= -(-limit // (step * MAX_CANDIDATES))
+    step *= -(-limit // (step * most))
     return [*range(step, limit, step), limit]
 
 

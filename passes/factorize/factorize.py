@@ -150,7 +150,7 @@ class Factorize(Pass):
                 raise PipelineError(f"pass {self.name} needs a target for time: give PassManager.run(target=...)")
             amount = "macs"
         limit = self.max_error if self.max_error is not None else 1.0
-        return Terms(amount, context.oracle, int(getattr(context.target, "lanes", 4)), limit**2)
+        return Terms(amount, context.oracle, int(getattr(context.target, "lanes", 1)), limit**2)
 
     def _layers(self, program: Program, report: Report) -> list[tuple[Layer, list[type[Factorization]]]]:
         """The layers that can be split, each with the methods that are for it."""

@@ -12,6 +12,9 @@ from shave.passes.factorize.chain import Convolve, Step
 from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, grid, tail
 from shave.passes.factorize.layer import Layer, Window
 
+MAX_CANDIDATES = 16
+"""Ranks along each of the two modes that are weighed against each other, in all pairs."""
+
 
 class Tucker(Factorization):
     """W [O, C, h, w] into [O, R], [R, Q, h, w] and [Q, C]; ranks are (R, Q), outputs first.
@@ -48,7 +51,7 @@ class Tucker(Factorization):
 
     def candidates(self, multiple: int) -> Iterator[Ranks]:
         """See the base class; both ranks by themselves."""
-        return pairs(*(grid(limit, multiple) for limit in self.limits))
+        return pairs(*(grid(limit, multiple, MAX_CANDIDATES) for limit in self.limits))
 
     @cached_property
     def _outputs(self) -> tuple[torch.Tensor, torch.Tensor]:
