@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from torch import fx
@@ -150,7 +151,8 @@ class Factorize(Pass):
                 raise PipelineError(f"pass {self.name} needs a target for time: give PassManager.run(target=...)")
             amount = "macs"
         limit = self.max_error if self.max_error is not None else 1.0
-        return Terms(amount, context.oracle, int(getattr(context.target, "lanes", 1)), limit**2)
+        oracle = None if context.oracle is None else cache(context.oracle)  # many chains have steps in common
+        return Terms(amount, oracle, int(getattr(context.target, "lanes", 1)), limit**2)
 
     def _layers(self, program: Program, report: Report) -> list[tuple[Layer, list[type[Factorization]]]]:
         """The layers that can be split, each with the methods that are for it."""

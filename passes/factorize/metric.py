@@ -36,7 +36,7 @@ class Metric:
         covariance, share = moments.shrunk()
         if not covariance.isfinite().all():
             return Metric(note="what it reads is not finite: by weights alone")
-        if not covariance.trace() > 0:
+        if not covariance.trace() > 1e-12 * moments.products.trace() / moments.count:
             return Metric(note="what it reads never varies: by weights alone")
         few = moments.count < 2 * features
         note = f"{moments.count} rows of data for {features} features: covariance shrunk by {share:.2g}" if few else ""

@@ -12,7 +12,7 @@ from shave.passes.factorize.chain import Convolve, Step
 from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, grid, tail
 from shave.passes.factorize.layer import Layer, Window
 
-MAX_CANDIDATES = 16
+MAX_CANDIDATES = 12
 """Ranks along each of the two modes that are weighed against each other, in all pairs."""
 
 
