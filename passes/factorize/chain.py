@@ -154,7 +154,7 @@ def emit(
     weights: Sequence[fx.Node],
     bias: fx.Node | None,
 ) -> fx.Node:
-    """Write a chain into the graph ahead of the layer's node; the bias goes to the last step with a weight.
+    """Write a chain into the graph ahead of the layer's node; the bias goes to the last step, or is added behind it.
 
     Returns:
         The node that stands for the layer.
@@ -172,10 +172,11 @@ def emit(
                 value = call(aten.reshape.default, value, [-1, *step.after])
         else:
             weight = left.pop(0)
-            target, arguments = step.call(value, weight, None if left else bias)
+            target, arguments = step.call(value, weight, bias if step is steps[-1] else None)
             value = call(target, *arguments)
-    if any(isinstance(step, Reorder) for step in steps):
+    if isinstance(steps[-1], Reorder):
         value = call(aten.reshape.default, value, [*_lead(call, layer.source), layer.channels[0]])
+        value = value if bias is None else call(aten.add.Tensor, value, bias)
     return value
 
 

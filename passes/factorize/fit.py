@@ -10,7 +10,7 @@ from shave.passes.factorize.metric import Metric
 
 Factors = tuple[torch.Tensor, ...]
 
-STEPS = 12
+STEPS = 8
 """Steps of conjugate gradients for one factor; each lowers the error, and the next sweep goes on from there."""
 TOLERANCE = 1e-3
 """Sweeps end when one lowers the error by less than that share of it."""

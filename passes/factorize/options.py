@@ -12,7 +12,7 @@ from shave.passes.problems import Oracle
 Measure = Callable[[Costs], float]
 """Which of the costs counts."""
 
-FITTED = 10
+FITTED = 8
 """Ranks of a method without a closed form whose error is computed, of those that its estimate holds for best."""
 SWEEPS = 1
 """Least squares behind the start while ranks are chosen; what is chosen is fitted anew."""

@@ -56,6 +56,8 @@ def test_integers_behind_a_dequantize_call_are_unpacked() -> None:
         )
         return aten.linear.default(x, weight)
 
+    import torch.ao.quantization.fx._decomposed
+
     packed = torch.randint(-100, 100, (5, 7), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     scale, zero = torch.rand(5), torch.zeros(5, dtype=torch.int64)
     weights = {"packed": packed, "scale": scale, "zero": zero}
