@@ -72,9 +72,7 @@ def report(name: str, found: Sequence[tuple[str, float, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--bert", type=int, default=24, help="sequences to fit BERT's shape to; 0: none"
-    )
+    parser.add_argument("--bert", type=int, default=24, help="sequences to fit BERT's shape to; 0: none")
     options = parser.parse_args()
     print("| model | layers | plain: median error | with data | ratio, median | at most half |")
     print("| --- | --: | --: | --: | --: | --: |")

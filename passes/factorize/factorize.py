@@ -20,13 +20,11 @@ from shave.passes.factorize.metric import Metric
 from shave.passes.factorize.options import Choice
 from shave.passes.factorize.plan import Amount, Candidate, Decision, Terms
 from shave.passes.factorize.ranks import text
-from shave.passes.factorize.sensitivity import output_error
 from shave.passes.factorize.separable import Separable
 from shave.passes.factorize.surgery import replace
 from shave.passes.factorize.svd import Svd
 from shave.passes.factorize.tensor_train import TensorTrain, why_not_shapes
 from shave.passes.factorize.tucker import Tucker
-from shave.passes.probe import probe_inputs
 from shave.passes.report import Report
 from shave.passes.scope import select
 from shave.passes.stages import Stage
@@ -207,13 +205,11 @@ class Factorize(Pass):
         if self.rank == "energy":
             return plan.by_error(candidates, terms, 1 - self.energy)
         if self.rank == "greedy":
-            self._weigh(program, context, terms, candidates)
             return self._by_greed(program, context, terms, candidates)
         if not isinstance(self.rank, str):
             return plan.by_rank(candidates, terms, self.rank)
         if not self._budgets:
             return plan.by_error(candidates, terms, terms.max_error if self.max_error else MAX_ERROR**2)
-        self._weigh(program, context, terms, candidates)
         (keep,) = self._budgets.values()
         return plan.by_budget(candidates, terms, keep, self._total(program, terms, candidates))
 
@@ -222,20 +218,6 @@ class Factorize(Pass):
             return sum(terms.measure(candidate.costs) for candidate in candidates)
         cost = program.cost()
         return cost.macs if terms.amount == "macs" else cost.parameters
-
-    def _weigh(self, program: Program, context: Context, terms: Terms, candidates: Sequence[Candidate]) -> None:
-        """Find out what an error of each layer does to the outputs, by one that is as large as its choices make."""
-        if context.calibration is None or not self.data:
-            return
-        inputs = probe_inputs(program, context.calibration, context.seed)
-        for candidate in context.track(candidates, f"{self.name}: sensitivity"):
-            method = candidate.methods[0]
-            rank = tuple(max(1, limit // 2) for limit in method.limits)
-            fitted = method.fit(rank, 0)
-            if fitted.error > 0:
-                mean = method.metric.mean
-                moved = output_error(program, candidate.layer, fitted.product, mean, inputs)
-                candidate.weight = moved / fitted.error
 
     def _by_greed(
         self, program: Program, context: Context, terms: Terms, candidates: Sequence[Candidate]

@@ -99,12 +99,6 @@ class Layer:
         kernel = self.window.kernel if self.window is not None else (1, 1)
         return self.weight.reshape(*self.channels, *kernel)
 
-    def as_operand(self, matrix: torch.Tensor) -> torch.Tensor:
-        """A matrix [out, features] in the form of the weight that the layer's call takes."""
-        if op_name(self.node) in _CONVOLUTIONS:
-            return matrix.reshape(self.tensor.shape)
-        return matrix if op_name(self.node) == "aten.linear" else matrix.T.contiguous()
-
     def sampler(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """What turns the tensor that the layer reads into some of the rows x, drawn at random.
 

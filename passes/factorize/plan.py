@@ -33,13 +33,11 @@ class Candidate:
         layer: The layer.
         methods: Ways to split it, the one that takes ranks from the user first.
         costs: Of the layer as it is.
-        weight: What an error of the layer counts for beside those of others.
     """
 
     layer: Layer
     methods: Sequence[Factorization]
     costs: Costs
-    weight: float = 1.0
     _fitted: dict[tuple[str, Ranks], Fitted] = field(default_factory=dict)
 
     def moved(self, nodes: Mapping[str, fx.Node]) -> Candidate:
@@ -49,7 +47,7 @@ class Candidate:
         there = (nodes[node.name] for node in (layer.node, layer.source, layer.weight_node))
         node, source, weight = there
         copy = replace(layer, node=node, source=source, weight_node=weight, bias_node=bias)
-        return Candidate(copy, self.methods, self.costs, self.weight, self._fitted)
+        return Candidate(copy, self.methods, self.costs, self._fitted)
 
     def fitted(self, choice: Choice) -> Fitted:
         """The weights of a choice."""
@@ -207,7 +205,7 @@ def by_greed(
 
 def _items(candidate: Candidate, curve: Sequence[Choice], terms: Terms) -> list[tuple[float, float]]:
     """Cost and error of each choice, and behind them of the layer as it is."""
-    split = [(terms.measure(choice.costs), candidate.weight * choice.error) for choice in curve]
+    split = [(terms.measure(choice.costs), choice.error) for choice in curve]
     return [*split, (terms.measure(candidate.costs), 0.0)]
 
 
