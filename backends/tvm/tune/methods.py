@@ -16,7 +16,7 @@ from shave.backends.tvm.tune.records import Comparison, machine_of, problem_key
 from shave.backends.tvm.tune.samples import per_call, relative
 from shave.ir.errors import CompileError
 from shave.ir.program import Program
-from shave.passes.problems import Conv2d, Oracle, Problem
+from shave.passes.problems import Conv2d, Convolution, Oracle, Problem
 
 Optimise = Callable[[Oracle], Program]
 """Runs the passes with an oracle."""
@@ -39,13 +39,15 @@ class Contest:
     """
 
     direct: Conv2d
-    ways: Mapping[str, Problem]
+    ways: Mapping[str, Convolution]
 
 
 def contests(asked: Sequence[Problem], estimate: Oracle, known: Database, target: Target) -> list[Contest]:
     """What the database does not compare yet of the problems that passes ask about."""
-    ways: dict[Conv2d, dict[str, Problem]] = {}
+    ways: dict[Conv2d, dict[str, Convolution]] = {}
     for problem in asked:
+        if not isinstance(problem, Convolution):
+            continue  # there is one way to compute it
         direct = problem if isinstance(problem, Conv2d) else problem.direct
         ways.setdefault(direct, {method_of(direct): direct})[method_of(problem)] = problem
     found = []
@@ -98,6 +100,8 @@ def _oracle(name: str, listed: Sequence[Contest], estimate: Oracle) -> Oracle:
     of = {contest.direct: contest for contest in listed}
 
     def seconds(problem: Problem) -> float | None:
+        if not isinstance(problem, Convolution):
+            return estimate(problem)
         direct = problem if isinstance(problem, Conv2d) else problem.direct
         if direct in of and name in of[direct].ways:
             return _PREFERRED if method_of(problem) == name else _REFUSED
@@ -127,7 +131,7 @@ def _variants(name: str, network: Network, listed: Sequence[Contest], target: Ta
     return Variants(network.artifact, libraries, [network.names[kernel] for kernel in kernels])
 
 
-def _kernels(network: Network, problem: Problem, target: Target) -> list[Kernel]:
+def _kernels(network: Network, problem: Convolution, target: Target) -> list[Kernel]:
     """Those of a program that compute a problem; they differ in their epilogues."""
     return [kernel for kernel in network.steps if (kernel.family, kernel.shape) == kernel_of(problem, target)]
 
