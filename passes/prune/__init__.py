@@ -1,0 +1,1 @@
+"""Structured pruning: which channels belong together, which to cut, the cut itself, and the proof that it is right."""
