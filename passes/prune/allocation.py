@@ -1,0 +1,160 @@
+"""How many units of each group stay: evenly, by a ranking of all, or by what each group can spare."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shave.passes.prune.amounts import Room
+from shave.passes.prune.groups import Group
+
+Counts = dict[str, int]
+"""For each group, by name, the number of units that stay."""
+
+
+class Allocation(ABC):
+    """A family of cuts, from none at strength 0 to the most that is allowed at strength 1."""
+
+    @abstractmethod
+    def counts(self, strength: float) -> Counts:
+        """Numbers of units that stay; they do not rise with the strength."""
+
+
+@dataclass(frozen=True)
+class Uniform(Allocation):
+    """The same share of each group.
+
+    Attributes:
+        rooms: What each group allows.
+    """
+
+    rooms: Mapping[str, Room]
+
+    def counts(self, strength: float) -> Counts:
+        """See the base class."""
+        return {name: room.nearest(room.units * (1 - strength)) for name, room in self.rooms.items()}
+
+
+@dataclass(frozen=True)
+class Ranked(Allocation):
+    """The lowest scores of all groups of a class together, the same share of each class.
+
+    One class for all groups is global ranking. Classes of groups that are built alike make it isomorphic (Fang et al.
+    2024, "Isomorphic Pruning for Vision Models"): only what compares is compared.
+
+    Attributes:
+        rooms: What each group allows.
+        scores: [units] of each group, made comparable.
+        classes: The class of each group.
+    """
+
+    rooms: Mapping[str, Room]
+    scores: Mapping[str, np.ndarray]
+    classes: Mapping[str, str]
+
+    def counts(self, strength: float) -> Counts:
+        """See the base class."""
+        found: Counts = {}
+        for kind in dict.fromkeys(self.classes.values()):
+            members = [name for name in self.rooms if self.classes[name] == kind]
+            together = np.sort(np.concatenate([self.scores[name] for name in members]))
+            going = round(strength * len(together))
+            # All scores below the limit go; equal ones stay together, as nothing tells them apart.
+            limit = together[going] if going < len(together) else np.inf
+            for name in members:
+                found[name] = self.rooms[name].nearest(int((self.scores[name] >= limit).sum()))
+        return {name: found[name] for name in self.rooms}
+
+
+def kind_of(group: Group) -> str:
+    """What a group is built of: groups of one kind have the same operators around them."""
+    around = sorted({f"{part.role.value} {part.reader.target} {part.axis}" for part in group.slices})
+    return "; ".join([group.kind, *around])
+
+
+def within(
+    allocation: Allocation, cost: Callable[[Mapping[str, int]], float], limit: float, names: Sequence[str]
+) -> Counts | None:
+    """The weakest cut of a family that costs no more than a limit; None if none does.
+
+    Numbers of units that come in multiples jump together, and may overshoot: groups are then given back one by one what
+    they had before the jump, as long as the limit holds.
+
+    Args:
+        allocation: The family.
+        cost: Of a cut.
+        limit: Largest cost.
+        names: Groups in the order in which they are given something back.
+    """
+    low, high = 0.0, 1.0
+    if cost(allocation.counts(high)) > limit:
+        return None
+    if cost(allocation.counts(low)) <= limit:
+        return allocation.counts(low)
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(allocation.counts(middle)) <= limit else (middle, high)
+    before, found = allocation.counts(low), allocation.counts(high)
+    for name in names:
+        raised = {**found, name: before[name]}
+        if raised != found and cost(raised) <= limit:
+            found = raised
+    return found
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a cut of one group alone does to the outputs.
+
+    Attributes:
+        number: Units that stay.
+        error: Squared error of the outputs, relative to their mean square.
+    """
+
+    number: int
+    error: float
+
+
+def thrifty(
+    rooms: Mapping[str, Room],
+    curves: Mapping[str, Sequence[Damage]],
+    cost: Callable[[Mapping[str, int]], float],
+    limit: float | None,
+    tolerance: float,
+) -> Counts | None:
+    """Cut again and again where the least damage is done for what is saved.
+
+    Damages of groups are taken to add up.
+
+    Args:
+        rooms: What each group allows.
+        curves: By group, damages with ever fewer units.
+        cost: Of a cut.
+        limit: Cut until the cost is no more than this; None if the damage decides.
+        tolerance: Without a limit, the largest sum of damages.
+
+    Returns:
+        None if the limit cannot be met.
+    """
+    counts = {name: room.units for name, room in rooms.items()}
+    damage = dict.fromkeys(rooms, 0.0)
+    now = cost(counts)
+    while limit is None or now > limit:
+        best: tuple[float, str, Damage, float] | None = None
+        for name, curve in curves.items():
+            for point in curve:
+                if point.number >= counts[name]:
+                    continue
+                saved = now - cost({**counts, name: point.number})
+                done = max(0.0, point.error - damage[name])
+                fits = limit is not None or sum(damage.values()) + done <= tolerance
+                if saved > 0 and fits and (best is None or done / saved < best[0]):
+                    best = done / saved, name, point, now - saved
+        if best is None:
+            return counts if limit is None else None
+        _, name, point, now = best
+        counts[name], damage[name] = point.number, point.error
+    return counts

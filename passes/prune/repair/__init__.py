@@ -1,0 +1,1 @@
+"""Mends a program after a cut, without training: layer by layer, from calibration data."""
