@@ -120,6 +120,12 @@ class Rewriter:
         reader.replace_input_with(node, fresh)
         return fresh
 
+    def infer_all(self) -> None:
+        """Infer every call's value anew, in order: for changes of shape that go through the whole graph."""
+        for node in self.program.calls:
+            node.meta["val"] = infer(node, self._fake)
+        self._refresh_output()
+
     def erase(self, node: fx.Node) -> None:
         """Drop a node that nothing reads.
 

@@ -1,0 +1,1 @@
+"""How the axes of inputs, weights and outputs of operators correspond."""
