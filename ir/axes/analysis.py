@@ -45,9 +45,10 @@ def analyse(program: Program) -> Layout:
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder":
-            relations.values[node] = relations.fresh(node)
+            axes = relations.fresh(node)
+            relations.values[node] = axes
             relations.here = f"input {node.name}"
-            relations.fix(relations.values[node], "comes from outside")
+            relations.fix(axes, "comes from outside")
         elif node.op == "get_attr":
             relations.constant.add(node)
             if isinstance(value, torch.Tensor):

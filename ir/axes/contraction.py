@@ -13,7 +13,7 @@ HEADS, HEAD_DIMS, GROUPS = "heads", "head dims", "conv groups"
 
 
 def convolution(node: fx.Node, relations: Relations) -> Axes:
-    """``[n, g * i] x [g * o, i] -> [n, g * o]``; transposed: ``[n, g * i] x [g * i, o] -> [n, g * o]``. Pixels behind."""
+    """``[n, g * i] x [g * o, i] -> [n, g * o]``; transposed: ``[n, g * i] x [g * i, o] -> [n, g * o]``."""
     axes, weight, bias = (relations.argument(node, name) for name in ("input", "weight", "bias"))
     out = relations.fresh(node)
     channels = len(axes) - len(weight) + 1  # 1, or 0 for an input without a batch axis

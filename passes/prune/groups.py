@@ -17,7 +17,8 @@ from shave.ir.axes.reduction import NORM_GROUPS
 from shave.ir.axes.terms import Form, Term, atoms, why_fixed
 from shave.ir.names import module_path, onnx_name
 from shave.ir.program import Program
-from shave.passes.prune.roles import Role, role_of
+from shave.passes.prune.roles import Role as Role
+from shave.passes.prune.roles import role_of
 
 Index = NDArray[np.int64]
 """Positions along an axis, of shape [units, width]: row ``i`` holds those that belong to unit ``i``."""
@@ -120,18 +121,15 @@ def groups_of(program: Program, layout: Layout) -> tuple[tuple[Group, ...], dict
     names = _names([(label_of(first), _kind(atom)) for first, atom in drafts])
     named = {atom: name for (_, atom), name in zip(drafts, names, strict=True) if atom is not None}
     groups = []
-    for (first, atom), name in zip(drafts, names, strict=True):
-        if atom is None:
+    for (first, known), name in zip(drafts, names, strict=True):
+        one_class = np.zeros(len(first.index), np.int64)
+        if known is None:
             reason = why_fixed(layout.axes[first.weight][first.axis])
-            groups.append(Group(name, _kind(None), len(first.index), (first,), (), reason, _one_class(first.index)))
+            groups.append(Group(name, _kind(None), len(one_class), (first,), (), reason, one_class))
             continue
-        related = tuple(named[each] for each in factors.get(atom, ()) if each in named)
-        parts = tuple(slices[atom])
-        groups.append(
-            Group(
-                name, _kind(atom), atom.size, parts, tuple(values.get(atom, ())), "", _one_class(first.index), related
-            )
-        )
+        held, parts = tuple(values.get(known, ())), tuple(slices[known])
+        related = tuple(named[each] for each in factors.get(known, ()) if each in named)
+        groups.append(Group(name, _kind(known), known.size, parts, held, "", one_class, related))
     return tuple(groups), {name: atom for atom, name in named.items()}
 
 
@@ -139,10 +137,6 @@ def label_of(part: Slice) -> str:
     """How the user knows a layer: its module, its ONNX node, or its weight without the last part of the name."""
     weight = str(part.weight.target)
     return module_path(part.reader) or onnx_name(part.reader) or weight.rpartition(".")[0] or weight
-
-
-def _one_class(index: Index) -> NDArray[np.int64]:
-    return np.zeros(len(index), np.int64)
 
 
 def _kind(atom: Term | None) -> str:

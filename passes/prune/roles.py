@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import pairwise
 
 from torch import fx
 
@@ -109,7 +110,7 @@ def _role_in_einsum(reader: fx.Node, taken: fx.Node, place: int | None) -> Role:
 
 def _follow(path: Sequence[fx.Node], axis: int, layout: Layout) -> int | None:
     """Where an axis of a weight lies in what is made of it; None where it is mixed with others."""
-    for source, node in zip(path, path[1:], strict=False):
+    for source, node in pairwise(path):
         rank, name = len(layout.axes[source]), op_name(node)
         if name in ("aten.t", "aten.numpy_T"):
             axis = rank - 1 - axis
