@@ -17,6 +17,7 @@ PASSES = {
     "fold-batchnorm": "shave.passes.simplify.fold_batchnorm:FoldBatchNorm",
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
+    "prune-channels": "shave.passes.prune.channels:PruneChannels",
     "winograd": "shave.passes.winograd.winograd:Winograd",
 }
 """The passes that come with shave: name to ``module:Class``."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import fx
 
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
-from shave.passes.prune.groups import Group, Role
-from shave.passes.prune.repair.layer import Layer, layer_of
+from shave.passes.prune.groups import Channels, Group, Slice
+from shave.passes.prune.importance.criterion import matrix
+from shave.passes.prune.repair.layer import layer_of
+from shave.passes.prune.roles import Role
 from shave.passes.prune.statistics import Statistics
+
+_SAME = 1e-5
+"""Relative distance up to which weights count as equal."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,22 @@ def twins(statistics: Statistics, kept: Sequence[int]) -> StandIn:
     return StandIn(mix, constant)
 
 
-def compensate(program: Program, rewriter: Rewriter, statistics: Statistics, stand_in: StandIn) -> int:
+def duplicates(program: Program, group: Group, kept: Sequence[int], channels: Channels) -> StandIn:
+    """Let every removed unit whose weights are those of a kept one be that unit; it takes no data."""
+    own = [each for each in group.slices if each.role is not Role.CONSUMES]
+    rows = torch.cat([matrix(program, each) for each in own], 1)
+    staying, removed = torch.tensor(list(kept)), _others(group.units, kept)
+    distance = torch.cdist(rows[removed], rows[staying])
+    nearest = distance.min(1)
+    same = nearest.values <= _SAME * rows[removed].norm(dim=1)
+    mix = torch.zeros(group.units, group.units, dtype=torch.float64)
+    mix[removed[same], staying[nearest.indices[same]]] = 1.0
+    return StandIn(mix, torch.zeros(channels.index.shape, dtype=torch.float64))
+
+
+def compensate(
+    program: Program, rewriter: Rewriter, channels: Channels, readers: Sequence[fx.Node], stand_in: StandIn
+) -> int:
     """Put what stands in for removed units into the weights and biases of the layers that consume them.
 
     It is exact where the constants hold, but at borders that a convolution pads with zeros.
@@ -60,9 +81,9 @@ def compensate(program: Program, rewriter: Rewriter, statistics: Statistics, sta
     Returns:
         How many layers were changed: those that are no convolution or linear layer, or mix within groups, are not.
     """
-    channels, changed = statistics.channels, 0
+    changed = 0
     index = torch.from_numpy(channels.index)
-    for reader in statistics.readers:
+    for reader in readers:
         layer = layer_of(program, reader)
         if layer is None or layer.groups > 1 or layer.source is not channels.node or layer.axis != channels.axis:
             continue
@@ -85,7 +106,7 @@ def ablate(
     """Copy a program in which the removed units of a group reach nothing, but for their mean where that is known.
 
     Args:
-        program: Stays as it is.
+        program: Stays as it is; its weights are unpacked, see :mod:`shave.passes.prune.plain_weights`.
         group: One of its groups.
         kept: Units that stay.
         statistics: Of the group; empty if removed units shall count as zero.
@@ -96,15 +117,32 @@ def ablate(
     removed = _others(group.units, kept).numpy()
     with copy.rewrite(by=by) as rewriter:
         for each in statistics:
-            here = _moved(each, nodes)
-            compensate(copy, rewriter, here, means(each, kept))
+            channels = replace(each.channels, node=nodes[each.channels.node.name])
+            readers = [nodes[reader.name] for reader in each.readers]
+            compensate(copy, rewriter, channels, readers, means(each, kept))
+    with copy.rewrite(by=by) as rewriter:
         for part in group.slices:
-            if part.role is not Role.CONSUMES:
-                continue
-            reader = nodes[part.reader.name]
-            for weight in reader.all_input_nodes:
-                if weight.op == "get_attr" and _stems_from(weight, part.weight):
-                    tensor = copy.weight(weight).detach().clone()
-                    tensor.index_fill_(part.axis, torch.from_numpy(part.index[removed].reshape(-1)), 0)
-                    rewriter.set_weight(reader, weight, tensor)
+            if part.role is Role.CONSUMES:
+                _zero(copy, rewriter, part, nodes[part.reader.name], removed)
     return copy
+
+
+def _zero(program: Program, rewriter: Rewriter, part: Slice, reader: fx.Node, removed: np.ndarray) -> None:
+    """Zero what reads removed units, in the weight that stands where the slice's does."""
+    weight = reader.all_input_nodes[part.reader.all_input_nodes.index(part.weight)]
+    tensor = program.weight(weight).detach().clone()
+    tensor.index_fill_(part.axis, torch.from_numpy(part.index[removed].reshape(-1)), 0)
+    rewriter.set_weight(reader, weight, tensor)
+
+
+def _spread(values: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
+    """Put the values [units, width] at their positions along an axis."""
+    spread = torch.zeros(size, dtype=torch.float64)
+    spread[index.reshape(-1)] = values.reshape(-1)
+    return spread
+
+
+def _others(units: int, kept: Sequence[int]) -> torch.Tensor:
+    """The units that go."""
+    staying = set(kept)
+    return torch.tensor([unit for unit in range(units) if unit not in staying], dtype=torch.int64)

@@ -123,7 +123,7 @@ def thrifty(
     curves: Mapping[str, Sequence[Damage]],
     cost: Callable[[Mapping[str, int]], float],
     limit: float | None,
-    tolerance: float,
+    max_error: float,
 ) -> Counts | None:
     """Cut again and again where the least damage is done for what is saved.
 
@@ -134,7 +134,7 @@ def thrifty(
         curves: By group, damages with ever fewer units.
         cost: Of a cut.
         limit: Cut until the cost is no more than this; None if the damage decides.
-        tolerance: Without a limit, the largest sum of damages.
+        max_error: Without a limit, the largest sum of damages.
 
     Returns:
         None if the limit cannot be met.
@@ -150,7 +150,7 @@ def thrifty(
                     continue
                 saved = now - cost({**counts, name: point.number})
                 done = max(0.0, point.error - damage[name])
-                fits = limit is not None or sum(damage.values()) + done <= tolerance
+                fits = limit is not None or sum(damage.values()) + done <= max_error
                 if saved > 0 and fits and (best is None or done / saved < best[0]):
                     best = done / saved, name, point, now - saved
         if best is None:

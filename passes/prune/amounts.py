@@ -85,17 +85,18 @@ class Room:
         return [self.units, *range(first, self.up(self.least) - 1, -self.quantum)]
 
 
-def room(group: Group, multiple: int, floor: float) -> Room:
+def room(group: Group, multiple: int, floor: float, originally: int) -> Room:
     """Tell what a group allows.
 
     Args:
         group: The group.
         multiple: Channels come in multiples of this; heads and groups of convolutions are counted one by one.
-        floor: The fewest units: a share if less than 1, else a number.
+        floor: The fewest units that stay: a share of those that there were originally if less than 1, else a number.
+        originally: Units before the first of several cuts.
     """
     classes = len(np.unique(group.classes)) if len(group.classes) else 1
     quantum = math.lcm(classes, multiple) if group.kind in ("channels", "head dims") else classes
-    least = floor * group.units if floor < 1 else floor
+    least = floor * originally if floor < 1 else floor
     return Room(group.units, min(group.units, max(1, math.ceil(least - 1e-9))), min(quantum, group.units))
 
 

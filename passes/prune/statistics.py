@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from shave.ir.program import Program
-from shave.passes.prune.groups import Channels, Group, Role
+from shave.passes.prune.groups import Channels, Group
+from shave.passes.prune.roles import Role
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class Variance(ActivationCriterion):
 
 
 class Magnitude(ActivationCriterion):
-    """Mean magnitude of a unit's output (Molchanov et al. 2017, section 2.2, "Pruning Convolutional Neural Networks")."""
+    """Mean magnitude of a unit's output (Molchanov et al. 2017, "Pruning Convolutional Neural Networks", 2.2)."""
 
     def of(self, statistics: Statistics) -> torch.Tensor:
         """See the class."""
@@ -101,5 +101,3 @@ class Fluctuation(ActivationCriterion):
     def of(self, statistics: Statistics) -> torch.Tensor:
         """See the class."""
         return statistics.variance.mean(1)
-
-

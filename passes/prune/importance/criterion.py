@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import torch
 
 from shave.ir.program import Program
-from shave.passes.prune.groups import Group, Role, Slice
+from shave.passes.prune.groups import Group, Slice
+from shave.passes.prune.roles import Role
 
 Reduction = Literal["mean", "max", "sum", "first"]
 Batches = Callable[[], Iterator[tuple[torch.Tensor, ...]]]

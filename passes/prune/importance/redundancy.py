@@ -8,8 +8,8 @@ import torch
 def redundancy(similarity: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """Score units by how little the ones that stay can stand in for them.
 
-    Pairs are gone through from the most similar on; of each whose two units are both left, the smaller one goes. So of a
-    cluster of duplicates all but one get low scores, the largest stays with a high one.
+    Pairs are gone through from the most similar on; of each whose two units are both left, the smaller one goes. So of
+    a cluster of duplicates all but one get low scores, the largest stays with a high one.
 
     Args:
         similarity: [units, units], at most 1 in magnitude.

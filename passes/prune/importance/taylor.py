@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from shave.ir.program import Program
-from shave.passes.prune.groups import Group, Role, Slice
+from shave.passes.prune.groups import Group, Slice
 from shave.passes.prune.importance.criterion import Criterion, Evidence, Score, filters
+from shave.passes.prune.roles import Role
 
 
 class Taylor(Criterion):
     """Squared first-order change of the outputs when the weights that read a unit become zero.
 
-    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", with the squared outputs in the place of a
-    loss, so that no labels are needed: for random signs v the mean of (sum of w * d(v . f)/dw)^2 over v is the squared
-    norm of the change that the expansion of the outputs f predicts.
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", with the squared outputs in the place of
+    a loss, so that no labels are needed: for random signs v the mean of (sum of w * d(v . f)/dw)^2 over v is the
+    squared norm of the change that the expansion of the outputs f predicts.
     """
 
     needs_data = True
@@ -42,7 +43,7 @@ class Taylor(Criterion):
 
 
 def _parts(group: Group) -> list[Slice]:
-    """All that reads the units: that is what their removal zeroes. What makes them, if nothing is known to read them."""
+    """What reads the units: that is what their removal zeroes. What makes them, if nothing is known to read them."""
     return [each for each in group.slices if each.role is Role.CONSUMES] or filters(group)
 
 
@@ -52,7 +53,7 @@ def _backward(program: Program, batch: tuple[torch.Tensor, ...], generator: torc
         signs = [torch.randint(0, 2, output.shape, generator=generator) * 2 - 1 for output in outputs]
         total = sum(((output * sign).sum() for output, sign in zip(outputs, signs, strict=True)), torch.zeros(()))
         if outputs:
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
 
 
 def _changes(slices: Sequence[Slice], tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -8,9 +8,10 @@ import torch
 
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
-from shave.passes.prune.groups import Group, Role, Slice
+from shave.passes.prune.groups import Group, Slice
 from shave.passes.prune.importance.criterion import Criterion, Evidence, Score, WeightCriterion, filters, matrix
 from shave.passes.prune.importance.redundancy import redundancy
+from shave.passes.prune.roles import Role
 
 
 class L1(WeightCriterion):
@@ -26,7 +27,7 @@ class L2(WeightCriterion):
 
     def of_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        return rows.norm(dim=1)
+        return rows.square().sum(1).sqrt()
 
 
 class GeometricMedian(WeightCriterion):

@@ -13,12 +13,13 @@ from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.intermediate import counterparts
-from shave.passes.prune.groups import Group, Role
+from shave.passes.prune.groups import Group
 from shave.passes.prune.repair.layer import Layer, layer_of
 from shave.passes.prune.repair.least_squares import NormalEquations, fit
-from shave.passes.prune.repair.spool import Spool
+from shave.passes.prune.repair.spool import Spool, Stored
 from shave.passes.prune.repair.target import Join, Kept, at_join, at_layer, join_of
-from shave.passes.prune.repair.walk import Batch, Walk
+from shave.passes.prune.repair.walk import Walk
+from shave.passes.prune.roles import Role
 
 Method = Literal["statistics", "reconstruct"]
 
@@ -51,7 +52,7 @@ def repair(
     cut: Program,
     kept: Kept,
     changed: Collection[str],
-    batches: Sequence[Batch],
+    batches: Iterable[tuple[torch.Tensor, ...]],
     method: Method,
     *,
     rewriter: Rewriter,
@@ -60,10 +61,11 @@ def repair(
 ) -> list[Mended]:
     """Mend a cut program in place.
 
-    Batch norms get statistics of what they now read, but for those behind a fitted layer. With ``statistics`` the bias of every other layer is corrected, so
-    that the mean of each of its outputs is as before (Nagel et al. 2019, "Data-Free Quantization", section 4.2, from
-    data). With ``reconstruct`` the weights of every convolution and linear layer are fitted by least squares to what the
-    whole program gives there; see :mod:`.least_squares` and :mod:`.target`.
+    Batch norms get statistics of what they now read, but for those behind a fitted layer. With ``statistics`` the bias
+    of every other layer is corrected, so that the mean of each of its outputs is as before (Nagel et al. 2019,
+    "Data-Free Quantization", section 4.2, from data). With ``reconstruct`` the weights of every convolution and linear
+    layer are fitted by least squares to what the whole program gives there; see :mod:`.least_squares` and
+    :mod:`.target`.
 
     Args:
         whole: The program from before the cut.
@@ -77,7 +79,8 @@ def repair(
         track: Shows progress over the nodes.
     """
     with Spool() as spool:
-        mender = _Mender(whole, cut, kept, changed, batches, method, rewriter, generator, spool)
+        stored = [[spool.put(tensor) for tensor in batch] for batch in batches]
+        mender = _Mender(whole, cut, kept, changed, stored, method, rewriter, generator, spool)
         return [done for node in track(mender.cut.calls) if (done := mender.mend(node)) is not None]
 
 
@@ -119,7 +122,7 @@ class _Mender:
         cut: Program,
         kept: Kept,
         changed: Collection[str],
-        batches: Sequence[Batch],
+        batches: Sequence[Sequence[Stored]],
         method: Method,
         rewriter: Rewriter,
         generator: torch.Generator,
@@ -152,7 +155,11 @@ class _Mender:
                 done = self._correct_bias(layer)
             for each in self._targets(node):
                 self.whole.unpin(each)
-        elif op_name(node) == "aten.batch_norm" and node in self._touched and not self._is_fitted(argument(node, "input")):
+        elif (
+            op_name(node) == "aten.batch_norm"
+            and node in self._touched
+            and not self._is_fitted(argument(node, "input"))
+        ):
             done = self._estimate(node)
         self.cut.advance(node)
         return done
@@ -166,7 +173,7 @@ class _Mender:
         for number, (x, y) in enumerate(zip(self.cut.values(layer.source), self._wanted(layer, join), strict=True)):
             rows = torch.randperm(len(y), generator=self._generator)[: -(-wanted // self._batches)]
             split = self._split(number, len(rows))
-            for equations, chosen in ((training, rows[: split]), (held_out, rows[split:])):
+            for equations, chosen in ((training, rows[:split]), (held_out, rows[split:])):
                 if len(chosen):
                     equations.add(
                         layer.features(x, chosen), y[chosen].reshape(len(chosen), groups, outputs).transpose(0, 1)

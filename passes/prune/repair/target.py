@@ -42,8 +42,8 @@ class Join:
 def join_of(program: Program, layer: Layer) -> Join | None:
     """Find the sum that a layer's output alone goes into, or None.
 
-    A target at the sum lets the layer make up for what is wrong with the other operand (He et al. 2017, "Channel Pruning
-    for Accelerating Very Deep Neural Networks", section 3.2).
+    A target at the sum lets the layer make up for what is wrong with the other operand (He et al. 2017, "Channel
+    Pruning for Accelerating Very Deep Neural Networks", section 3.2).
     """
     channels = int(layer.node.meta["val"].shape[layer.axis])
     scale, shift = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,6 @@ from torch import fx
 
 from shave.ir.program import Program, attribute
 from shave.passes.prune.repair.spool import Spool, Stored
-
-Batch = tuple[torch.Tensor, ...]
 
 
 class Walk:
@@ -22,11 +21,11 @@ class Walk:
 
     Args:
         program: What to run.
-        batches: Its inputs.
+        batches: Its inputs, in the spool.
         spool: Where values are kept.
     """
 
-    def __init__(self, program: Program, batches: Sequence[Batch], spool: Spool) -> None:
+    def __init__(self, program: Program, batches: Sequence[Sequence[Stored]], spool: Spool) -> None:
         self._program = program
         self._batches = batches
         self._spool = spool
@@ -82,10 +81,9 @@ class Walk:
     def _results(self, node: fx.Node) -> list[Any]:
         results = []
         for number in range(len(self._batches)):
-            args, kwargs = (
-                fx.map_arg(given, lambda each, number=number: self._load(each, number))  # type: ignore[misc]
-                for given in (node.args, node.kwargs)
-            )
+            load = partial(self._load, number=number)
+            args: Any = fx.map_arg(node.args, load)
+            kwargs: Any = fx.map_arg(node.kwargs, load)
             assert callable(node.target)
             with torch.no_grad():
                 value = node.target(*args, **kwargs)
@@ -94,7 +92,7 @@ class Walk:
 
     def _load(self, node: fx.Node, number: int) -> Any:
         if node in self._inputs:
-            return self._batches[number][self._inputs[node]]
+            return self._spool.get(self._batches[number][self._inputs[node]])
         if node.op == "get_attr":
             return attribute(self._program.module, str(node.target))
         value = self._values[node][number]
