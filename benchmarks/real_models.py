@@ -73,9 +73,14 @@ def cifar10() -> tuple[Array, Array]:
 def normalised_cifar10() -> tuple[Array, Array]:
     """The same with ImageNet's mean and standard deviation taken out."""
     images, labels = cifar10()
+    return normalise_cifar10(images), labels
+
+
+def normalise_cifar10(images: Array) -> Array:
+    """Take ImageNet's mean and standard deviation out of pixels from 0 to 255."""
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    return (images / 255 - mean) / deviation, labels
+    return (images.astype(np.float32) / 255 - mean) / deviation
 
 
 def speech_commands(features: str, axes: tuple[int, ...] = ()) -> tuple[Array, Array]:
@@ -135,11 +140,16 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _resnet20() -> Program:
+def load_resnet20() -> ResNet20:
+    """With its trained weights, for inference."""
     checkpoint = torch.load(DATA / "models_cifar10" / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)
     module = ResNet20().eval()
     module.load_state_dict({name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()})
-    return shave.trace(module, (torch.zeros(2, 3, 32, 32),), dynamic_shapes={"x": {0: "N"}})
+    return module
+
+
+def _resnet20() -> Program:
+    return shave.trace(load_resnet20(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes={"x": {0: "N"}})
 
 
 def _onnx(name: str) -> tuple[Callable[[], Program], Path]:

@@ -104,8 +104,13 @@ class Rewriter:
         self._refresh_output()
 
     def set_argument(self, node: fx.Node, position: int, value: Any) -> None:
-        """Change one positional argument of a call and infer the call's value anew."""
+        """Change one positional argument of a call and infer the call's value anew.
+
+        Arguments ahead of it that are not given yet get their defaults.
+        """
         args = list(node.args)
+        parameters = node.target._schema.arguments if len(args) <= position else ()  # type: ignore[union-attr]
+        args += [parameter.default_value for parameter in parameters[len(args) : position + 1]]
         args[position] = value
         node.args = tuple(args)
         node.meta["val"] = infer(node, self._fake)

@@ -20,7 +20,20 @@ FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
 
 def build() -> typer.Typer:
     """Put the commands together."""
-    from shave.cli import bench, bisect, compare, compile, explain, inspect, passes, replay, run, targets, tune
+    from shave.cli import (
+        bench,
+        bisect,
+        compare,
+        compile,
+        explain,
+        inspect,
+        passes,
+        replay,
+        run,
+        sensitivity,
+        targets,
+        tune,
+    )
 
     app = typer.Typer(
         name="shave",
@@ -31,7 +44,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_options)
-    for module in (compile, tune, run, bench, inspect, passes, explain, compare, bisect, replay, targets):
+    for module in (compile, tune, run, bench, inspect, passes, explain, sensitivity, compare, bisect, replay, targets):
         name = module.__name__.rpartition(".")[2]
         app.command(name)(_reporting(getattr(module, name)))
     return app

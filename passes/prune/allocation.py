@@ -157,4 +157,23 @@ def thrifty(
             return counts if limit is None else None
         _, name, point, now = best
         counts[name], damage[name] = point.number, point.error
+    return counts if limit is None else _given_back(rooms, counts, damage, cost, limit)
+
+
+def _given_back(
+    rooms: Mapping[str, Room],
+    counts: Counts,
+    damage: Mapping[str, float],
+    cost: Callable[[Mapping[str, int]], float],
+    limit: float,
+) -> Counts:
+    """Use up what a limit leaves: units come back one by one, to the groups that did the most damage first."""
+    order = sorted(counts, key=lambda name: -damage[name])
+    changed = True
+    while changed:
+        changed = False
+        for name in order:
+            more = rooms[name].up(counts[name] + 1)
+            if more > counts[name] and cost({**counts, name: more}) <= limit:
+                counts, changed = {**counts, name: more}, True
     return counts

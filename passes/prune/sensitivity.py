@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from shave.ir.errors import PipelineError
 from shave.ir.program import Program
 from shave.passes.compare import outputs_of
+from shave.passes.probe import as_inputs, probe_inputs
 from shave.passes.prune.ablation import ablate
-from shave.passes.prune.amounts import Room, best
-from shave.passes.prune.groups import Group
-from shave.passes.prune.statistics import Statistics
+from shave.passes.prune.amounts import Room, best, room
+from shave.passes.prune.groups import Group, find_groups
+from shave.passes.prune.importance import CRITERIA
+from shave.passes.prune.plain_weights import unpack
+from shave.passes.prune.selection import refusals
+from shave.passes.prune.statistics import Statistics, gather
+from shave.passes.prune.step import score
+from shave.passes.suggest import nearest
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Shares of a group that are tried."""
@@ -98,6 +105,64 @@ def sensitivity(
             points.append(Point(number, 1 - number / group.units, error, quality))
         found.append(Sensitivity(group.name, group.units, tuple(points)))
     return found
+
+
+def scan(
+    program: Program,
+    *,
+    criterion: str = "l2",
+    calibration: Iterable[Any] | None = None,
+    evaluate: Callable[[Program], float] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
+    track: Callable[[Sequence[Group]], Iterable[Group]] = iter,
+) -> list[Sensitivity]:
+    """Scan every group of a program that can be cut.
+
+    Args:
+        program: Stays as it is.
+        criterion: What tells which units go first; see :data:`shave.passes.prune.importance.CRITERIA`.
+        calibration: Input tuples; without them the scan runs on random inputs, and removed units count as zero.
+        evaluate: Quality of a program, larger is better.
+        only: Scopes to scan; by default everything.
+        skip: Scopes to leave out.
+        ratios: Shares of a group that are tried, ascending.
+        seed: Where all randomness comes from.
+        track: Shows progress over the groups.
+
+    Raises:
+        PipelineError: There is no such criterion, it needs calibration data, or a scope matches nothing.
+    """
+    if criterion not in CRITERIA:
+        raise PipelineError(f"there is no criterion {criterion!r}{nearest(criterion, CRITERIA)}")
+    if CRITERIA[criterion].needs_data and calibration is None:
+        raise PipelineError(f"criterion {criterion} needs calibration data")
+    if wrong := [ratio for ratio in ratios if not 0 < ratio < 1]:
+        raise PipelineError(f"ratio {wrong[0]:g} is not between 0 and 1")
+    program = program.clone()
+    unpack(program, "sensitivity")
+    every = find_groups(program)
+    refused = refusals(program, every, only, skip)
+    groups = [group for group in every if not refused[group.name]]
+    inputs = [probe_inputs(program, None, seed)]
+    if calibration is not None:
+        inputs = [as_inputs(program, batch) for batch in calibration]
+    batches = None if calibration is None else lambda: iter(inputs)
+    generator = torch.Generator().manual_seed(seed)
+    scores = score(program, groups, criterion, "mean", batches, generator)
+    return sensitivity(
+        program,
+        groups,
+        {group.name: room(group, 1, 1, group.units) for group in groups},
+        {name: found.values.numpy() for name, found in scores.items()},
+        inputs,
+        statistics=None if calibration is None else gather(program, groups, inputs),
+        evaluate=evaluate,
+        ratios=sorted(ratios),
+        track=track,
+    )
 
 
 def _error(wants: Sequence[Sequence[torch.Tensor]], gots: Sequence[Sequence[torch.Tensor]]) -> float:

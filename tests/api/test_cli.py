@@ -7,7 +7,10 @@ import shave
 from shave.ir.reader import read
 from tests.api.conftest import call, call_outside
 
-COMMANDS = ["compile", "tune", "run", "bench", "inspect", "passes", "explain", "compare", "bisect", "replay", "targets"]
+COMMANDS = [
+    "compile", "tune", "run", "bench", "inspect", "passes", "explain", "sensitivity", "compare", "bisect", "replay",
+    "targets",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
