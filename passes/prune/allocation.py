@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,10 @@ from shave.passes.prune.groups import Group
 
 Counts = dict[str, int]
 """For each group, by name, the number of units that stay."""
+
+
+MOST_POINTS = 32
+"""Numbers of units of one group that a thrifty cut chooses from."""
 
 
 class Allocation(ABC):
@@ -118,6 +124,16 @@ class Damage:
     error: float
 
 
+def filled_in(room: Room, points: Sequence[Damage]) -> list[Damage]:
+    """Numbers of units down to the smallest cut that was tried, the damages between points on straight lines."""
+    tried = [Damage(room.units, 0.0), *points][::-1]
+    numbers = [number for number in room.numbers() if tried[0].number <= number < room.units]
+    places = np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_POINTS)).round().astype(int))
+    some = [numbers[place] for place in places]
+    errors = np.interp(some, [each.number for each in tried], [each.error for each in tried])
+    return [Damage(number, float(error)) for number, error in zip(some, errors, strict=True)]
+
+
 def thrifty(
     rooms: Mapping[str, Room],
     curves: Mapping[str, Sequence[Damage]],
@@ -141,23 +157,36 @@ def thrifty(
     """
     counts = {name: room.units for name, room in rooms.items()}
     damage = dict.fromkeys(rooms, 0.0)
-    now = cost(counts)
-    while limit is None or now > limit:
-        best: tuple[float, str, Damage, float] | None = None
-        for name, curve in curves.items():
-            for point in curve:
-                if point.number >= counts[name]:
-                    continue
-                saved = now - cost({**counts, name: point.number})
-                done = max(0.0, point.error - damage[name])
-                fits = limit is not None or sum(damage.values()) + done <= max_error
-                if saved > 0 and fits and (best is None or done / saved < best[0]):
-                    best = done / saved, name, point, now - saved
-        if best is None:
-            return counts if limit is None else None
-        _, name, point, now = best
-        counts[name], damage[name] = point.number, point.error
-    return counts if limit is None else _given_back(rooms, counts, damage, cost, limit)
+    now, spent = cost(counts), 0.0
+
+    def price(name: str, point: Damage) -> float:
+        """Damage for what a cut saves now: it only rises while other groups are cut, as there is less to save."""
+        saved = now - cost({**counts, name: point.number})
+        return max(0.0, point.error - damage[name]) / saved if saved > 0 else math.inf
+
+    waiting = [
+        (price(name, point), place, name, point)
+        for place, (name, point) in enumerate((name, point) for name, curve in curves.items() for point in curve)
+    ]
+    heapq.heapify(waiting)
+    while waiting and (limit is None or now > limit):
+        _, place, name, point = heapq.heappop(waiting)
+        if point.number >= counts[name]:
+            continue
+        current = price(name, point)
+        if current == math.inf:
+            continue
+        if waiting and current > waiting[0][0]:
+            heapq.heappush(waiting, (current, place, name, point))
+            continue
+        step = max(0.0, point.error - damage[name])
+        if limit is None and spent + step > max_error:
+            continue
+        counts[name], damage[name], spent = point.number, max(damage[name], point.error), spent + step
+        now = cost(counts)
+    if limit is None:
+        return counts
+    return _given_back(rooms, counts, damage, cost, limit) if now <= limit else None
 
 
 def _given_back(

@@ -11,7 +11,7 @@ import torch
 from shave.ir.program import Program
 from shave.passes.base import Context, Pass
 from shave.passes.probe import probe_inputs
-from shave.passes.prune.allocation import Counts, Damage, thrifty, within
+from shave.passes.prune.allocation import Counts, Damage, filled_in, thrifty, within
 from shave.passes.prune.amounts import Budget, Room, room
 from shave.passes.prune.certificate import Certificate
 from shave.passes.prune.groups import Group, find_groups
@@ -27,8 +27,12 @@ from shave.passes.prune.step import Keep, choose, cut_proven, score, stand_in
 from shave.passes.prune.surgery import cut
 from shave.passes.report import Report
 
-SCAN_SAMPLES = 64
-"""Samples on which a sensitivity scan runs."""
+SCAN_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Shares of each group that a sensitivity scan tries; the last stands for all but what has to stay."""
+SCAN_MACS = 2e12
+"""What a scan may compute (a minute of one core), but for the samples that are always run."""
+SCAN_SAMPLES = range(8, 65)
+"""Samples on which a scan may run."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,8 @@ class Pruning:
 
     def report(self, report: Report) -> None:
         """Tell what became of every group and of every node that was mended."""
-        known = {node.name: node for node in self._whole.graph.nodes}
         for group in find_groups(self._whole):
-            node = known[makers(group)[0].name]
+            node = makers(group)[0]
             left = len(self._staying[group.name])
             if reason := self._refused[group.name]:
                 report.skipped(node, f"{group.name}: {reason}")
@@ -133,8 +136,10 @@ class Pruning:
                     node, f"{group.name}: {group.units} -> {left} {group.kind} by {self._plan.criterion}{note}"
                 )
         for done in self._mended.values():
-            if done.before is None or done.after is None:
-                report.skipped(done.node, done.text) if "stay" in done.text else report.applied(done.node, done.text)
+            if not done.changed:
+                report.skipped(done.node, done.text)
+            elif done.before is None:
+                report.applied(done.node, done.text)
             else:
                 report.applied(done.node, f"{done.text}: error {done.before:.3g} -> {done.after:.3g}")
         for name, now in costs(self._program).items():
@@ -158,7 +163,8 @@ class Pruning:
         comparable = {
             name: normalise(torch.from_numpy(values), self._plan.normalise).numpy() for name, values in scores.items()
         }
-        if isinstance(self._plan.ratio, float):
+        if self._plan.ratio is not None:
+            assert not isinstance(self._plan.ratio, Mapping)
             allocation = family(self._plan.ranking, groups, rooms, comparable)
             return allocation.counts(1 - self._left(number, self._plan.ratio))
         limits = self._limits(number)
@@ -177,7 +183,7 @@ class Pruning:
         limits: Sequence[Limit],
     ) -> Counts:
         """Cut where the outputs suffer least for what is saved."""
-        inputs = self._scan_inputs()
+        inputs = self._scan_inputs(len(groups) * len(SCAN_RATIOS))
         known = self._context.calibration is not None
         scan = sensitivity(
             self._program,
@@ -186,9 +192,13 @@ class Pruning:
             scores,
             inputs,
             statistics=gather(self._program, groups, inputs) if known else None,
+            ratios=SCAN_RATIOS,
             track=lambda items: self._context.track(items, f"{self._by.name}: sensitivity"),
         )
-        curves = {each.group: [Damage(point.units, point.error) for point in each.points] for each in scan}
+        curves = {
+            each.group: filled_in(rooms[each.group], [Damage(point.units, point.error) for point in each.points])
+            for each in scan
+        }
         overrun = Overrun(self._program, self._groups, limits)
         if not limits:
             found = thrifty(rooms, curves, overrun.macs, None, self._plan.max_error)
@@ -245,8 +255,8 @@ class Pruning:
     def _ratio(self, group: Group) -> float:
         if self._ratios is not None:
             return self._ratios.get(group.name, 0.0)
-        assert isinstance(self._plan.ratio, float)
-        return self._plan.ratio
+        assert not isinstance(self._plan.ratio, Mapping)
+        return self._plan.ratio or 0.0
 
     def _original(self, group: Group) -> int:
         """Units before the first step."""
@@ -266,14 +276,16 @@ class Pruning:
     def _batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
         return self._context.batches(self._program, self._by)
 
-    def _scan_inputs(self) -> list[tuple[torch.Tensor, ...]]:
+    def _scan_inputs(self, runs: int) -> list[tuple[torch.Tensor, ...]]:
         """As many batches as hold the samples of a scan; random ones without calibration data."""
+        affordable = int(SCAN_MACS / max(1.0, costs(self._program)["macs"] * runs))
+        wanted = min(max(affordable, SCAN_SAMPLES[0]), SCAN_SAMPLES[-1])
         if self._context.calibration is None:
             return [probe_inputs(self._program, None, self._context.seed)]
         found: list[tuple[torch.Tensor, ...]] = []
         for batch in self._batches():
             found.append(batch)
-            if sum(len(each[0]) for each in found if each and each[0].dim()) >= SCAN_SAMPLES:
+            if sum(len(each[0]) for each in found if each and each[0].dim()) >= wanted:
                 break
         return found
 

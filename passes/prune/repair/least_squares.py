@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges to choose from, as multiples of the mean square of the features."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,8 @@ Method = Literal["statistics", "reconstruct"]
 ROWS_PER_FEATURE = 4
 LEAST_ROWS = 16384
 """Rows of outputs that a layer is fitted to, drawn at random from all batches."""
+MOST_FEATURES = 6144
+"""Weights of one output of a layer that is fitted: the equations take the square of that, several times."""
 
 _ACROSS = ("aten.layer_norm", "aten.group_norm", "aten.rms_norm", "aten.native_layer_norm", "aten.native_group_norm")
 
@@ -36,13 +39,15 @@ class Mended:
 
     Attributes:
         node: The node.
-        text: What was done.
+        text: What was done, or why nothing was.
+        changed: Whether anything was done.
         before: Error of a layer on held-out data, relative to the mean square of what it should give; None if unknown.
         after: The same afterwards.
     """
 
     node: fx.Node
     text: str
+    changed: bool = True
     before: float | None = None
     after: float | None = None
 
@@ -148,7 +153,7 @@ class _Mender:
         done = None
         if node in self._layers:
             layer, _ = self._layers[node]
-            if self._method == "reconstruct":
+            if self._fits(layer):
                 self.cut.advance(layer.source)
                 done = self._fit(*self._layers[node])
             elif not _is_normed(node):
@@ -180,9 +185,9 @@ class _Mender:
                     )
         found = fit(training, held_out, start)
         if found is None:
-            return Mended(layer.node, "its weights stay: no fit does better on held-out data")
+            return Mended(layer.node, "its weights stay: no fit does better on held-out data", False)
         layer.set_matrix(self._program, self._rewriter, found.weight)
-        return Mended(layer.node, "its weights are fitted by least squares", found.before, found.after)
+        return Mended(layer.node, "its weights are fitted by least squares", True, found.before, found.after)
 
     def _split(self, number: int, rows: int) -> int:
         """How many of the rows of a batch are for fitting: each fourth batch is held out, a lone one is divided."""
@@ -226,7 +231,12 @@ class _Mender:
 
     def _is_fitted(self, node: fx.Node) -> bool:
         """Whether a layer gives what it should, as near as can be, so that the norm behind it is right as it is."""
-        return self._method == "reconstruct" and node in self._layers
+        return node in self._layers and self._fits(self._layers[node][0])
+
+    def _fits(self, layer: Layer) -> bool:
+        """Whether a layer is to be fitted: not if its equations would take gigabytes."""
+        inputs = layer.weight.meta["val"].shape[1:]
+        return self._method == "reconstruct" and math.prod(inputs) <= MOST_FEATURES
 
     def _wanted(self, layer: Layer, join: Join | None) -> Iterator[torch.Tensor]:
         """What a layer should give, batch by batch, as [rows, channels]."""

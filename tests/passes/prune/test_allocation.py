@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from shave.passes.prune.allocation import Damage, Ranked, Uniform, kind_of, thrifty, within
+from shave.passes.prune.allocation import MOST_POINTS, Damage, Ranked, Uniform, filled_in, kind_of, thrifty, within
 from shave.passes.prune.amounts import Room
 from shave.passes.prune.groups import find_groups
 from tests.passes.prune.nets import residual, transformer
@@ -75,6 +75,17 @@ def test_thrifty_takes_what_costs_least() -> None:
     assert thrifty(ROOMS, CURVES, total, None, 0.05) == {"a": 10, "b": 10, "c": 4}
     assert thrifty(ROOMS, CURVES, total, None, 0.3) == {"a": 4, "b": 10, "c": 4}
     assert thrifty(ROOMS, CURVES, total, None, 1e-6) == {"a": 10, "b": 20, "c": 8}
+
+
+def test_between_points_damage_is_on_straight_lines() -> None:
+    found = filled_in(ROOMS["a"], [Damage(8, 0.1), Damage(4, 0.5)])
+    assert [each.number for each in found] == [9, 8, 7, 6, 5, 4]
+    np.testing.assert_allclose([each.error for each in found], [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert filled_in(ROOMS["c"], [Damage(4, 0.2)]) == [Damage(4, 0.2)]
+    assert filled_in(ROOMS["c"], []) == []
+    many = filled_in(Room(1000, 1, 1), [Damage(10, 1.0)])
+    assert (many[0].number, many[-1]) == (999, Damage(10, 1.0))
+    assert len(many) == MOST_POINTS
 
 
 def test_thrifty_meets_a_limit_and_gives_back_what_it_leaves() -> None:
