@@ -26,6 +26,7 @@ def build() -> typer.Typer:
         compare,
         compile,
         explain,
+        groups,
         inspect,
         passes,
         replay,
@@ -44,7 +45,21 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_options)
-    for module in (compile, tune, run, bench, inspect, passes, explain, sensitivity, compare, bisect, replay, targets):
+    for module in (
+        compile,
+        tune,
+        run,
+        bench,
+        inspect,
+        passes,
+        explain,
+        groups,
+        sensitivity,
+        compare,
+        bisect,
+        replay,
+        targets,
+    ):
         name = module.__name__.rpartition(".")[2]
         app.command(name)(_reporting(getattr(module, name)))
     return app

@@ -187,15 +187,29 @@ def _pieces(term: Term, sizes: Sequence[int], relations: Relations) -> list[Term
     return [next(pieces) if size else Term(0) for size in sizes]
 
 
-def scattered(node: fx.Node, relations: Relations) -> Axes:
+def slice_scatter(node: fx.Node, relations: Relations) -> Axes:
     """A run of positions of one axis is written over; the other axes are equal."""
     axes, source = relations.of(node.args[0]), relations.of(node.args[1])
     place = axis(argument(node, "dim"), axes)
-    relations.fix([axes[place]], "writes over a part of it")
-    if len(source) == len(axes):
-        relations.fix([source[place]], "writes it over a part")
-        source = (*source[:place], *source[place + 1 :])
-    relations.broadcast((*axes[:place], *axes[place + 1 :]), source)
+    start, end, step = (argument(node, name) for name in ("start", "end", "step"))
+    if step == 1 and not isinstance(start, fx.Node) and not isinstance(end, fx.Node):
+        first, _, _ = slice(start, end).indices(axes[place].size)
+        sizes = [first, source[place].size, axes[place].size - first - source[place].size]
+        relations.unify(_pieces(axes[place], sizes, relations)[1], source[place])
+    else:
+        relations.fix([axes[place], source[place]], "writes over a part of it")
+    for i, (term, other) in enumerate(zip(axes, source, strict=True)):
+        if i != place:
+            relations.unify(term, other)
+    return axes
+
+
+def select_scatter(node: fx.Node, relations: Relations) -> Axes:
+    """One position of one axis is written over; the other axes are equal."""
+    axes, source = relations.of(node.args[0]), relations.of(node.args[1])
+    place = axis(argument(node, "dim"), axes)
+    relations.fix([axes[place]], "takes single positions of it")
+    relations.unify_all((*axes[:place], *axes[place + 1 :]), source)
     return axes
 
 
@@ -330,7 +344,8 @@ MAPS: dict[str, AxisMap] = {
     "select": select,
     "slice": slice_,
     "narrow": narrow,
-    **dict.fromkeys(("slice_scatter", "select_scatter"), scattered),
+    "slice_scatter": slice_scatter,
+    "select_scatter": select_scatter,
     **dict.fromkeys(("flip", "roll"), flip),
     "rot90": rot90,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),

@@ -88,13 +88,14 @@ def spatial(count: int) -> AxisMap:
     return over_space
 
 
-def batch_norm(node: fx.Node, relations: Relations) -> Axes:
+def batch_norm(node: fx.Node, relations: Relations) -> Axes | list[Axes]:
     """A scale and shift for each channel, which is axis 1."""
     axes = relations.argument(node, "input")
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if weight := relations.argument(node, name):
+    for each in node.all_input_nodes:
+        weight = relations.of(each)
+        if len(weight) == 1:  # scale, shift and running statistics
             relations.unify(weight[0], axes[1])
-    return axes
+    return _with_statistics(node, axes)
 
 
 def layer_norm(node: fx.Node, relations: Relations) -> Axes | list[Axes]:
@@ -157,7 +158,7 @@ MAPS: dict[str, Any] = {
     **_named("avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d", spatial(3)),
     **_named("adaptive_max_pool3d upsample_nearest3d upsample_trilinear3d", spatial(3)),
     **_named("replication_pad3d reflection_pad3d", spatial(3)),
-    **_named("batch_norm instance_norm", batch_norm),
+    **_named("batch_norm instance_norm _native_batch_norm_legit native_batch_norm", batch_norm),
     **_named("layer_norm native_layer_norm rms_norm _fused_rms_norm", layer_norm),
     **_named("group_norm native_group_norm", group_norm),
     **_named("softmax _softmax log_softmax _log_softmax", same),

@@ -90,20 +90,18 @@ def _opened(term: Term, form: Form) -> tuple[Term, ...]:
     return term.parts if term.form is form and not term.fixed else (term,)
 
 
-def is_fixed(term: Term) -> bool:
-    """Whether no position of it may go. A lone position never may."""
-    return bool(why_fixed(term))
+_SINGLE = "there is only one"
 
 
 def why_fixed(term: Term) -> str:
-    """Why no position of it may go; empty if some may."""
+    """Why no position of it may go; empty if some may. A lone position never may."""
     term = term.root
     if term.size <= 1:
-        return "there is only one"
+        return _SINGLE
     if term.form is not Form.ATOM and not term.fixed:
         reasons = list(takewhile(bool, map(why_fixed, term.parts)))
         if len(reasons) == len(term.parts):
-            term.fixed = reasons[0]
+            term.fixed = next((reason for reason in reasons if reason != _SINGLE), "it is taken apart one by one")
     return term.fixed
 
 

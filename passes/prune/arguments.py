@@ -143,7 +143,7 @@ def _pieces(node: fx.Node, lengths: Lengths, rewriter: Rewriter) -> None:
 
 
 def _run(node: fx.Node, lengths: Lengths, rewriter: Rewriter) -> None:
-    """``slice`` and ``narrow``: where the run begins and ends."""
+    """``slice``, ``slice_scatter`` and ``narrow``: where the run begins and ends."""
     axes = lengths.axes(node.args[0])
     place = argument(node, "dim") % len(axes)
     if not lengths.changed(axes[place]):
@@ -222,7 +222,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("repeat", "tile"), _repeats),
     "repeat_interleave": _repeats_in_place,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _pieces),
-    **dict.fromkeys(("slice", "narrow"), _run),
+    **dict.fromkeys(("slice", "slice_scatter", "narrow"), _run),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pads),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _groups),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups),

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import fx
 
@@ -236,14 +235,13 @@ def _group_norm(call: _Call) -> Any:
 
 def _batch_norm(call: _Call) -> Any:
     """With running statistics each channel is by itself; with those of the batch, its positions are averaged."""
-    batch_statistics = call.value("training" if op_name(call.node) == "aten.batch_norm" else "use_input_stats")
+    batch_statistics = call.value("use_input_stats" if op_name(call.node) == "aten.instance_norm" else "training")
     axes = [axis for axis in range(call.args[0].dim()) if axis != 1 and batch_statistics]
     call.keep(0, axes)
-    return call.restore(call(), 0, axes)
-
-
-def _glu(call: _Call) -> Any:
-    return F.glu(call.args[0], call.value("dim"))
+    result = call()
+    if isinstance(result, tuple):
+        return (call.restore(result[0], 0, axes), *result[1:])
+    return call.restore(result, 0, axes)
 
 
 _RULES: dict[str, Callable[[_Call], Any]] = {
@@ -260,6 +258,6 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
-    **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
+    **dict.fromkeys(("batch_norm", "instance_norm", "_native_batch_norm_legit", "native_batch_norm"), _batch_norm),
 }
 _RULES = {f"aten.{name}": rule for name, rule in _RULES.items()}

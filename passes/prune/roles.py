@@ -49,7 +49,7 @@ def role_of(reader: fx.Node, path: Sequence[fx.Node], axis: int, atom: Term, lay
             return Role.CARRIES
         summed, made = (0, 1) if _is_transposed(reader) else (1, 0)
         if place is None:
-            place = summed if atom in set(atoms(layout.axes[taken][summed])) else made
+            place = next((i for i in (summed, made) if atom in set(atoms(layout.axes[taken][i]))), -1)
         if _is_depthwise(reader, atom, layout) or place not in (summed, made):
             return Role.CARRIES
         return Role.CONSUMES if place == summed else Role.PRODUCES
@@ -57,9 +57,8 @@ def role_of(reader: fx.Node, path: Sequence[fx.Node], axis: int, atom: Term, lay
         return _role_in_product(reader, taken, place, atom, layout)
     if name == "aten.einsum":
         return _role_in_einsum(reader, taken, place)
-    if name == "aten.embedding" and argument(reader, "weight") is taken:
-        return Role.PRODUCES
-    return Role.CARRIES
+    is_table = name == "aten.embedding" and argument(reader, "weight") is taken
+    return Role.PRODUCES if is_table and place != 0 else Role.CARRIES
 
 
 def _is_transposed(reader: fx.Node) -> bool:
