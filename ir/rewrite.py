@@ -90,7 +90,8 @@ class Rewriter:
         wanted = next((given for node, given in self._renamed.items() if node.target == name), ".".join(parts))
         target = _free_target(module, wanted)
         _set(module, target, tensor)
-        with graph.inserting_before(self.program.calls[0] if self.program.calls else graph.output_node()):
+        first = next((node for node in graph.nodes if node.op == "call_function"), graph.output_node())
+        with graph.inserting_before(first):
             node = graph.create_node("get_attr", target, name=identifier(target))
         node.meta = self._meta(sources)
         node.meta["val"] = self._fake.from_tensor(tensor.detach(), static_shapes=True)
@@ -184,7 +185,8 @@ class Rewriter:
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
         ]:
-            if not any(name == target or name.startswith(f"{target}.") for target in used):
+            parts = name.split(".")
+            if used.isdisjoint(".".join(parts[:end]) for end in range(1, len(parts) + 1)):
                 _delete(module, name)
         module.delete_all_unused_submodules()
 

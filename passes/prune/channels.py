@@ -72,8 +72,9 @@ class PruneChannels(Pass):
         for ratio in ratios:
             if not 0 <= ratio < 1:
                 raise ValueError(f"ratio={ratio:g}: the share that goes is at least 0 and less than 1")
-        if self.ratio is not None and self.budgets:
-            raise ValueError(f"ratio and {self.budgets[0].cost} both say how much goes: give one of them")
+        budgets = self.budgets
+        if self.ratio is not None and budgets:
+            raise ValueError(f"ratio and {budgets[0].cost} both say how much goes: give one of them")
         if self.ratio is not None and self.ranking == "auto":
             raise ValueError("ranking=auto finds the ratios itself: give macs, params, size or nothing, not ratio")
         if isinstance(self.ratio, Mapping) and self.ranking != "uniform":

@@ -227,7 +227,7 @@ def test_mending_lowers_the_error_on_data_not_seen() -> None:
     for repair in ("none", "statistics", "reconstruct"):
         result, _ = run_pass(f"prune-channels{{ratio=0.4 repair={repair}}}", program, calibration=calibration)
         errors[repair] = error(program, result)
-    assert errors["reconstruct"] < 0.5 * errors["statistics"] < 0.5 * errors["none"]
+    assert errors["reconstruct"] < 0.75 * min(errors["statistics"], errors["none"])
 
 
 def test_an_unpruned_program_is_left_alone_when_mended() -> None:
