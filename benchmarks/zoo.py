@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.torchvision_import import import_torchvision
 
-TIMM_LIST = Path(__file__).parents[1] / "tests" / "sweep" / "timm_models.txt"
+LISTS = Path(__file__).parents[1] / "tests" / "sweep"
 
 Case = tuple[nn.Module, tuple[Any, ...]]
 """A model in evaluation mode, and inputs for it."""
@@ -22,17 +22,17 @@ FRAMES = 8
 
 def names() -> dict[str, list[str]]:
     """Every model by its source."""
-    models = import_torchvision().models
+    torchvision = [line.split() for line in _lines("torchvision_models.txt")]
     return {
-        "torchvision classification": models.list_models(module=models),
-        "torchvision other": [
-            name
-            for part in ("segmentation", "detection", "video", "optical_flow")
-            for name in models.list_models(module=getattr(models, part))
-        ],
-        "timm": [line for line in TIMM_LIST.read_text().split("\n") if line and not line.startswith("#")],
+        "torchvision classification": [name for part, name in torchvision if part == "classification"],
+        "torchvision other": [name for part, name in torchvision if part != "classification"],
+        "timm": _lines("timm_models.txt"),
         "transformers": list(_TRANSFORMERS),
     }
+
+
+def _lines(file: str) -> list[str]:
+    return [line for line in (LISTS / file).read_text().splitlines() if not line.startswith("#")]
 
 
 def load(source: str, name: str) -> Case:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from shave.ir.axes.relations import Axes, AxisMap, Relations
@@ -101,14 +103,10 @@ def attention(node: fx.Node, relations: Relations) -> Axes:
 
 def einsum(node: fx.Node, relations: Relations) -> Axes:
     """Axes of equal letters are equal."""
-    equation, operands = str(argument(node, "equation")).replace(" ", ""), argument(node, "tensors")
-    out = relations.fresh(node)
-    letters, _, result = equation.partition("->")
-    if "..." in equation or not result:
-        relations.fix([*out, *(term for each in operands for term in relations.of(each))], "has a short form")
-        return out
+    operands, out = argument(node, "tensors"), relations.fresh(node)
+    labels = einsum_labels(str(argument(node, "equation")), [len(relations.of(each)) for each in operands])
+    result = labels[-1]
     known: dict[str, Term] = {}
-    labels = [*letters.split(","), result]
     for text, axes in zip(labels, [*map(relations.of, operands), out], strict=True):
         for letter, term in zip(text, axes, strict=True):
             if known.setdefault(letter, term).size == 1:
@@ -120,6 +118,19 @@ def einsum(node: fx.Node, relations: Relations) -> Axes:
         shared = set.intersection(*map(set, labels))
         relations.mark((known[letter] for letter in shared), HEADS)
     return out
+
+
+def einsum_labels(equation: str, ranks: Sequence[int]) -> list[str]:
+    """A letter for each axis of each operand and, last, of the result; dots are replaced by digits."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    texts = inputs.split(",")
+    if not arrow:  # then the letters that occur once, in the order of the alphabet
+        single = sorted(letter for letter in set(inputs) - set(",.") if inputs.count(letter) == 1)
+        result = ("..." if "..." in inputs else "") + "".join(single)
+    spans = [rank - len(text.replace("...", "")) for text, rank in zip(texts, ranks, strict=True)]
+    digits = "0123456789"[: max((span for span, text in zip(spans, texts, strict=True) if "..." in text), default=0)]
+    named = [text.replace("...", digits[len(digits) - span :]) for text, span in zip(texts, spans, strict=True)]
+    return [*named, result.replace("...", digits)]
 
 
 MAPS: dict[str, AxisMap] = {

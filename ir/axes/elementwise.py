@@ -46,7 +46,8 @@ def none(node: fx.Node, relations: Relations) -> Axes:
 
 MAPS: dict[str, AxisMap] = {
     "aten.prelu": prelu,
-    "aten._prelu_kernel": pointwise,
+    **dict.fromkeys(("aten._prelu_kernel", "aten.copy"), pointwise),
+    **dict.fromkeys(("aten.fill", "aten.zero"), like_first),
     "aten._assert_tensor_metadata": none,
     "aten._assert_async": none,
     **dict.fromkeys(("aten.empty", "aten.full", "aten.ones", "aten.zeros", "aten.scalar_tensor"), filled),

@@ -301,6 +301,16 @@ def im2col(node: fx.Node, relations: Relations) -> Axes:
     return (*batch, out[-2], out[-1])
 
 
+def col2im(node: fx.Node, relations: Relations) -> Axes:
+    """Windows are added up to an image: [n, c * kernel, windows] to [n, c, h, w]."""
+    *batch, channels, windows = relations.of(node.args[0])
+    *_, out, height, width = relations.fresh(node)
+    kernel = Term(channels.size // out.size)
+    relations.fix([windows, kernel, height, width], "slides over it")
+    relations.align([out, kernel], [channels])
+    return (*batch, out, height, width)
+
+
 def triangle(node: fx.Node, relations: Relations) -> Axes:
     """What lies on one side of the diagonal of the last two axes."""
     axes = relations.of(node.args[0])
@@ -354,6 +364,7 @@ MAPS: dict[str, AxisMap] = {
     "channel_shuffle": channel_shuffle,
     "unfold": unfold,
     "im2col": im2col,
+    "col2im": col2im,
     **dict.fromkeys(("tril", "triu"), triangle),
     "glu": glu,
 }

@@ -72,7 +72,7 @@ def certify(
         before: The program that the groups are of.
         after: What was made of it.
         keep: For each group that was cut, the units that stayed.
-        inputs: To run both on, at the traced sizes.
+        inputs: To run both on.
         tolerance: See :class:`Certificate`.
     """
     layout = analyse(before)

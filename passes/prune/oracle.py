@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
+from shave.ir.axes.contraction import einsum_labels
 from shave.ir.axes.reduction import reduced_axes
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
@@ -81,7 +82,8 @@ class _Call:
         changed = False
         for axis, mask in self.axes(position).items():
             if axis in axes:
-                self.args[position] = self.args[position].index_select(axis, torch.from_numpy(np.flatnonzero(~mask)))
+                kept = _kept(mask, self.args[position].shape[axis])
+                self.args[position] = self.args[position].index_select(axis, kept)
                 changed = True
         if changed:
             self.run.restated.append(self.node.name)
@@ -92,9 +94,9 @@ class _Call:
         for axis, mask in self.axes(position).items():
             if axis in axes:
                 shape = list(result.shape)
-                shape[axis] = len(mask)
+                shape[axis] = self.run.env[cast("fx.Node", self.node.args[position])].shape[axis]
                 full = result.new_full(shape, torch.nan)
-                result = full.index_copy(axis, torch.from_numpy(np.flatnonzero(~mask)), result)
+                result = full.index_copy(axis, _kept(mask, shape[axis]), result)
         return result
 
 
@@ -103,7 +105,16 @@ def _filled(tensor: torch.Tensor, run: Ablated, node: fx.Node, axis: int, value:
     if mask is None or not tensor.dtype.is_floating_point:
         return tensor
     shape = [-1 if i == axis else 1 for i in range(tensor.dim())]
-    return tensor.masked_fill(torch.from_numpy(mask).reshape(shape), value)
+    return tensor.masked_fill(torch.from_numpy(_fitted(mask, tensor.shape[axis])).reshape(shape), value)
+
+
+def _fitted(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """The mask of a dynamic axis at another size than the traced one: whole channels, one sample after the other."""
+    return mask if len(mask) == size else np.resize(mask, size)
+
+
+def _kept(mask: NDArray[np.bool_], size: int) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(~_fitted(mask, size)))
 
 
 def _convolution(call: _Call) -> Any:
@@ -133,14 +144,15 @@ def _product(left: int) -> Callable[[_Call], Any]:
 
 
 def _einsum(call: _Call) -> Any:
-    equation, operands = call.args[0].replace(" ", ""), list(call.args[1])
-    inputs, _, result = equation.partition("->")
+    operands = list(call.args[1])
+    *labels, result = einsum_labels(call.args[0], [operand.dim() for operand in operands])
     nodes = cast("Sequence[fx.Node]", call.node.args[1])
-    for i, (letters, node) in enumerate(zip(inputs.split(","), nodes, strict=True)):
+    for i, (letters, node) in enumerate(zip(labels, nodes, strict=True)):
         for axis, letter in enumerate(letters):
             if letter not in result:
                 operands[i] = _filled(operands[i], call.run, node, axis, 0.0)
-    return torch.einsum(equation, operands)
+    call.args[1] = operands
+    return call()
 
 
 def _attention(call: _Call) -> Any:

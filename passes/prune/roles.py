@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import fx
 
 from shave.ir.axes.analysis import Layout
+from shave.ir.axes.contraction import einsum_labels
 from shave.ir.axes.terms import Term, atoms
 from shave.ir.ops import argument, op_name
 
@@ -94,10 +95,10 @@ def _role_in_product(reader: fx.Node, taken: fx.Node, place: int | None, atom: T
 
 
 def _role_in_einsum(reader: fx.Node, taken: fx.Node, place: int | None) -> Role:
-    equation, operands = str(argument(reader, "equation")).replace(" ", ""), argument(reader, "tensors")
-    inputs, _, result = equation.partition("->")
-    labels = inputs.split(",")
-    if place is None or "." in equation:
+    operands = argument(reader, "tensors")
+    ranks = [each.meta["val"].dim() for each in operands]
+    *labels, result = einsum_labels(str(argument(reader, "equation")), ranks)
+    if place is None:
         return Role.CARRIES
     own = labels[list(operands).index(taken)]
     others = "".join(text for text, operand in zip(labels, operands, strict=True) if operand is not taken)

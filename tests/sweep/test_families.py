@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import shave
+from benchmarks.zoo import randomise
 
 pytestmark = [
     pytest.mark.sweep,
@@ -69,19 +70,6 @@ TIMM = [
     "dla34",
     "hrnet_w18_small",
 ]
-
-
-def randomise(module: nn.Module) -> None:
-    """Make a fresh model worth comparing: batch norms have mean 0 and variance 1, and some weights are all zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.02, generator=generator)
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
-            part.running_mean.normal_(0, 0.1, generator=generator)
-            part.running_var.uniform_(0.8, 1.25, generator=generator)
 
 
 def check(module: nn.Module, *inputs: torch.Tensor, dynamic_shapes: Any = None, others: Any = ()) -> None:
