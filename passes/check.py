@@ -74,7 +74,7 @@ class OutputCheck:
     def _own_noise(self, names: Sequence[str]) -> float:
         """By how much, relative to float32, the outputs move if each input is rounded up or down by one place."""
         generator = torch.Generator().manual_seed(self._seed)
-        moved = self._run(self._original, [_rounded_otherwise(tensor, generator) for tensor in self._inputs])
+        moved = self._run(self._original, [rounded_otherwise(tensor, generator) for tensor in self._inputs])
         found = _differences(names, self._reference, moved).values()
         places = [torch.finfo(o.dtype).eps if o.dtype.is_floating_point else torch.inf for o in self._reference]
         single = torch.finfo(torch.float32).eps
@@ -88,7 +88,8 @@ class OutputCheck:
             return outputs_of(program(*inputs))
 
 
-def _rounded_otherwise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def rounded_otherwise(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Move each element up or down by one place of its dtype; integers stay."""
     if not tensor.dtype.is_floating_point:
         return tensor
     sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1

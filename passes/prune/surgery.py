@@ -32,8 +32,8 @@ def cut(program: Program, keep: Mapping[str, Sequence[int]], by: str) -> None:
     layout = analyse(program)
     groups, atoms = groups_of(program, layout)
     by_name = {group.name: group for group in groups}
-    kept = {atoms[name]: _checked(name, units, by_name) for name, units in keep.items()}
-    lengths = Lengths(layout, kept)
+    masks = {name: _checked(name, units, by_name) for name, units in keep.items()}
+    lengths = Lengths(layout, {atoms[name]: mask for name, mask in masks.items()})
     with program.rewrite(by=by) as rewriter:
         for node in program.graph.find_nodes(op="get_attr"):
             if node in layout.axes and any(lengths.changed(term) for term in layout.axes[node]):

@@ -306,7 +306,7 @@ def statistics_over_channels() -> nn.Module:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         x = m.stem(x)
         mean, top = x.mean(1, keepdim=True), x.amax(1, keepdim=True)
-        spread = x.std(1, keepdim=True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        spread = x.std(1, correction=0, keepdim=True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return m.out(x.softmax(1) * torch.sigmoid(mean + top) + x.log_softmax(1) / spread) + x.sum((1, 2, 3))[0]
 
     return Net(forward, stem=conv(3, 8), out=conv(8, 4))
