@@ -114,7 +114,7 @@ class Pruning:
         for name, units in keep.items():
             self._staying[name] = [self._staying[name][unit] for unit in units]
         if self._plan.repair is not None:
-            self._mend(before, groups, keep)
+            self._mend(before, keep)
         if self._context.trainer is not None:
             trained = program.clone(copy_weights=True)
             self._context.trainer(trained)
@@ -289,15 +289,17 @@ class Pruning:
                 break
         return found
 
-    def _mend(self, before: Program, groups: Sequence[Group], keep: Keep) -> None:
+    def _mend(self, before: Program, keep: Keep) -> None:
         """Mend the program: after the whole one, or after the one from before this step where that was trained."""
         assert self._plan.repair is not None
-        reference, cutting, staying = before, groups, keep
-        if self._context.trainer is None:
-            reference, cutting = self._whole, find_groups(self._whole)
-            staying = {
-                each.name: self._staying[each.name] for each in cutting if len(self._staying[each.name]) < each.units
-            }
+        trained = self._context.trainer is not None
+        reference = before if trained else self._whole
+        cutting = find_groups(reference)
+        staying = (
+            keep
+            if trained
+            else {each.name: self._staying[each.name] for each in cutting if len(self._staying[each.name]) < each.units}
+        )
         with self._program.rewrite(by=self._by.name) as rewriter:
             done = repair(
                 reference,

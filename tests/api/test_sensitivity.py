@@ -37,7 +37,7 @@ def test_calibration_data_and_scopes(inside):
 
 def test_bad_input(inside):
     for line, message in (
-        ("--criterion l3", "there is no criterion 'l3'; did you mean"),
+        ("--criterion tailor", "there is no criterion 'tailor'; did you mean 'taylor'"),
         ("--criterion taylor", "needs calibration data"),
         ("--only nowhere", "matches nothing"),
     ):

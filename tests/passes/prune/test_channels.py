@@ -220,6 +220,23 @@ def test_the_trainer_changes_what_comes_out_and_nothing_else() -> None:
     assert program.structural_hash() == digest
 
 
+def test_mending_and_training_take_turns() -> None:
+    program = residual()
+    errors: list[float] = []
+    result, report = run_pass(
+        "prune-channels{ratio=0.5 steps=2 schedule=linear}",
+        program,
+        calibration=data(program, 16),
+        trainer=lambda trained: errors.append(error(program, trained)),
+    )
+    assert len(errors) == 2
+    assert errors[0] < errors[1] == pytest.approx(error(program, result))
+    plain, _ = run_pass("prune-channels{ratio=0.5 repair=none}", program)
+    assert units(result) == units(plain)
+    assert errors[1] < error(program, plain)
+    assert sum("least squares" in entry.text for entry in report.applied) > 3
+
+
 def test_mending_lowers_the_error_on_data_not_seen() -> None:
     program = residual()
     calibration = data(program, 16)
