@@ -70,8 +70,8 @@ class Group:
         slices: Parts of weights, in the order of their readers; one for each reader of a shared weight.
         values: Activations that hold the units, in execution order.
         reason: Why it may not be cut, naming operator and node; empty if it may.
-        classes: A class number for each unit, [units]. As many units must be kept in each class (all zero: no such
-            rule). Groups of a grouped convolution are an example.
+        classes: A class number for each unit, [units]. As many units must be kept in each class. All are zero as yet:
+            within the groups of a convolution, or the dims of heads, a unit is the same place in each of them.
         factors: Names of groups whose units multiply with these along some axis (heads with the dims of each head):
             cutting both compounds.
     """
