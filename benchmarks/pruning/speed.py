@@ -14,7 +14,7 @@ from benchmarks.torchvision_import import import_torchvision
 from shave.backends.timing import interleave
 
 MODELS = ("resnet18", "resnet50")
-PIPELINE = "prune-channels{macs=0.5 criterion=l2}"
+PIPELINE = "prune-channels{macs=0.5 criterion=l2 multiple=32}"
 
 
 def prepare(name: str, pipeline: str, folder: Path) -> None:
