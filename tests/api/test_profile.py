@@ -35,14 +35,15 @@ def test_time_below_the_limit_is_not_lost():
 
 
 def test_a_profile_has_every_kernel_with_its_limit(inside):
-    program = shave.trace(ConvNet(), (torch.zeros(1, 3, 7, 5),))
+    program = shave.trace(ConvNet(), (torch.zeros(1, 3, 96, 64),))
     shave.compile(program).save("fixed.shave")
     data = call("bench fixed.shave --profile --threads 1 --rounds 2 --json").data
     kernels = data["kernels"]
     assert data["roofline"]["threads"] == 1
     assert sum(kernel["macs"] for kernel in kernels) == program.cost().macs
-    assert all(kernel["seconds"] >= 0 and kernel["calls"] >= 1 for kernel in kernels if kernel["limit"])
-    assert sum(kernel["seconds"] for kernel in kernels) > 0  # one alone may be below what a clock can tell
+    assert all(kernel["calls"] >= 1 for kernel in kernels)
+    # The head's 40 multiply-adds take less than what a call costs by itself, which is subtracted.
+    assert all(kernel["seconds"] > 0 for kernel in kernels if kernel["limit"] and kernel["macs"] != 40)
     assert data["limit"] == pytest.approx(sum(kernel["limit"] for kernel in kernels))
     lost = [kernel["lost"] for kernel in kernels]
     assert lost == sorted(lost, reverse=True)
