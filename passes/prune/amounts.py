@@ -85,38 +85,48 @@ class Room:
         return [self.units, *range(first, self.up(self.least) - 1, -self.quantum)]
 
 
-def room(group: Group, multiple: int, floor: float, originally: int) -> Room:
+@dataclass(frozen=True)
+class Multiple:
+    """What numbers of channels are multiples of.
+
+    Attributes:
+        asked: What a user asks for, if anything.
+        lanes: Channels in one vector of the target; None where no target is given.
+    """
+
+    asked: int | None
+    lanes: int | None
+
+    def of(self, units: int) -> int:
+        """For a group of so many channels.
+
+        Kernels keep two vectors of output channels in registers for each pixel that they load: an odd vector at the end
+        costs nearly as much as two. In narrow groups steps of two vectors would be too coarse.
+        """
+        if self.asked is not None or self.lanes is None:
+            return self.asked or 1
+        return self.lanes * (2 if units >= 8 * self.lanes else 1)
+
+
+def room(group: Group, multiple: Multiple, floor: float, originally: int) -> Room:
     """Tell what a group allows.
 
     Args:
         group: The group.
-        multiple: Channels come in multiples of this; heads and groups of convolutions are counted one by one.
+        multiple: What numbers of channels are multiples of; heads and groups of convolutions are counted one by one.
         floor: The fewest units that stay: a share of those that there were originally if less than 1, else a number.
         originally: Units before the first of several cuts.
     """
-    classes = len(np.unique(group.classes)) if len(group.classes) else 1
-    quantum = math.lcm(classes, multiple) if group.kind in ("channels", "head dims") else classes
+    quantum = multiple.of(originally) if group.kind in ("channels", "head dims") else 1
     least = floor * originally if floor < 1 else floor
     return Room(group.units, min(group.units, max(1, math.ceil(least - 1e-9))), min(quantum, group.units))
 
 
-def best(scores: np.ndarray, classes: np.ndarray, number: int) -> list[int]:
-    """The units of the highest scores, as many of each class; of equal scores the first ones.
+def best(scores: np.ndarray, number: int) -> list[int]:
+    """The units of the highest scores, ascending; of equal scores the first ones.
 
     Args:
         scores: [units].
-        classes: [units], or empty for a single class.
-        number: How many; a multiple of the number of classes.
-
-    Returns:
-        Sorted.
+        number: How many.
     """
-    if not len(classes):
-        classes = np.zeros(len(scores), np.int64)
-    kinds = np.unique(classes)
-    kept: list[int] = []
-    for kind in kinds:
-        members = np.flatnonzero(classes == kind)
-        order = members[np.argsort(-scores[members], kind="stable")]
-        kept.extend(order[: number // len(kinds)].tolist())
-    return sorted(kept)
+    return sorted(np.argsort(-scores, kind="stable")[:number].tolist())

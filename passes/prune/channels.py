@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from shave.ir.program import Program
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.prune.amounts import Budget, budget
+from shave.passes.prune.amounts import Budget, Multiple, budget
 from shave.passes.prune.groups import find_groups
 from shave.passes.prune.importance import CRITERIA
 from shave.passes.prune.importance.criterion import Reduction
@@ -56,7 +56,9 @@ class PruneChannels(Pass):
     ranking: Ranking = option("uniform", help="how strength is spread over groups; auto: by what each can spare")
     normalise: Normaliser = option("mean", help="what makes scores of groups comparable when they are ranked together")
     reduction: Reduction = option("mean", help="what makes one score of those from several weights of a group")
-    multiple: int | None = option(None, help="channels come in multiples of this; by default the target's vector")
+    multiple: int | None = option(
+        None, help="channels come in multiples of this; by default one or two of the target's vectors"
+    )
     floor: int | float = option(0.1, help="the fewest units that stay: a share, or a number")
     max_error: float = option(0.02, help="without an amount: the relative squared error that the outputs may take")
     attention: Attention = option("heads", help="what of attention is cut: whole heads, or their dims")
@@ -111,7 +113,7 @@ class PruneChannels(Pass):
             criterion=self.criterion,
             reduction=self.reduction,
             normalise=self.normalise,
-            multiple=self.multiple or int(getattr(context.target, "lanes", 1)),
+            multiple=Multiple(self.multiple, getattr(context.target, "lanes", None)),
             floor=self.floor,
             max_error=self.max_error / self.steps,
             steps=self.steps,

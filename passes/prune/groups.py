@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -66,12 +66,10 @@ class Group:
         name: Unique and stable: the user's module (or ONNX node, or weight) that first produces them; where that alone
             is not unique, the kind follows (``blocks.0.attn.qkv:heads``).
         kind: ``channels``, ``heads``, ``head dims``, ``conv groups``: what a unit is.
-        units: How many there are. A cut keeps at least one (one of each class).
+        units: How many there are. A cut keeps at least one.
         slices: Parts of weights, in the order of their readers; one for each reader of a shared weight.
         values: Activations that hold the units, in execution order.
         reason: Why it may not be cut, naming operator and node; empty if it may.
-        classes: A class number for each unit, [units]. As many units must be kept in each class. All are zero as yet:
-            within the groups of a convolution, or the dims of heads, a unit is the same place in each of them.
         factors: Names of groups whose units multiply with these along some axis (heads with the dims of each head):
             cutting both compounds.
     """
@@ -82,7 +80,6 @@ class Group:
     slices: tuple[Slice, ...]
     values: tuple[Channels, ...]
     reason: str = ""
-    classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     factors: tuple[str, ...] = ()
 
 
@@ -122,14 +119,13 @@ def groups_of(program: Program, layout: Layout) -> tuple[tuple[Group, ...], dict
     named = {atom: name for (_, atom), name in zip(drafts, names, strict=True) if atom is not None}
     groups = []
     for (first, known), name in zip(drafts, names, strict=True):
-        one_class = np.zeros(len(first.index), np.int64)
         if known is None:
             reason = why_fixed(layout.axes[first.weight][first.axis])
-            groups.append(Group(name, _kind(None), len(one_class), (first,), (), reason, one_class))
+            groups.append(Group(name, _kind(None), len(first.index), (first,), (), reason))
             continue
         held, parts = tuple(values.get(known, ())), tuple(slices[known])
         related = tuple(named[each] for each in factors.get(known, ()) if each in named)
-        groups.append(Group(name, _kind(known), known.size, parts, held, "", one_class, related))
+        groups.append(Group(name, _kind(known), known.size, parts, held, factors=related))
     return tuple(groups), {name: atom for atom, name in named.items()}
 
 

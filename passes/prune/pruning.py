@@ -12,7 +12,7 @@ from shave.ir.program import Program
 from shave.passes.base import Context, Pass
 from shave.passes.probe import probe_inputs
 from shave.passes.prune.allocation import Counts, Damage, filled_in, thrifty, within
-from shave.passes.prune.amounts import Budget, Room, room
+from shave.passes.prune.amounts import Budget, Multiple, Room, room
 from shave.passes.prune.certificate import Certificate
 from shave.passes.prune.groups import Group, find_groups
 from shave.passes.prune.importance.criterion import Reduction, Score
@@ -45,7 +45,7 @@ class Plan:
     criterion: str
     reduction: Reduction
     normalise: Normaliser
-    multiple: int
+    multiple: Multiple
     floor: float
     max_error: float
     steps: int
@@ -266,7 +266,7 @@ class Pruning:
         """Why a group that could be cut was not."""
         if self._ratios is not None and not self._ratios[group.name]:
             return "no ratio is given for it"
-        only = room(group, self._plan.multiple, self._plan.floor, group.units)
+        only = room(group, self._plan.multiple, self._plan.floor, self._original(group))
         if len(only.numbers()) == 1:
             return f"its {group.units} {group.kind} come in multiples of {only.quantum}, at least {only.least}"
         return "none of its units is among those to go"

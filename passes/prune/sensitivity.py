@@ -14,7 +14,7 @@ from shave.ir.program import Program
 from shave.passes.compare import outputs_of
 from shave.passes.probe import as_inputs, probe_inputs
 from shave.passes.prune.ablation import ablate
-from shave.passes.prune.amounts import Room, best, room
+from shave.passes.prune.amounts import Multiple, Room, best, room
 from shave.passes.prune.groups import Group, find_groups
 from shave.passes.prune.importance import CRITERIA
 from shave.passes.prune.plain_weights import unpack
@@ -98,7 +98,7 @@ def sensitivity(
             number = rooms[group.name].nearest(group.units * (1 - ratio))
             if number >= (points[-1].units if points else group.units):
                 continue
-            kept = best(scores[group.name], group.classes, number)
+            kept = best(scores[group.name], number)
             lesser = ablate(program, group, kept, (statistics or {}).get(group.name, ()))
             error = _error(wants, [outputs_of(lesser(*batch)) for batch in inputs])
             quality = evaluate(lesser) if evaluate is not None else None
@@ -155,7 +155,7 @@ def scan(
     return sensitivity(
         program,
         groups,
-        {group.name: room(group, 1, 1, group.units) for group in groups},
+        {group.name: room(group, Multiple(1, None), 1, group.units) for group in groups},
         {name: found.values.numpy() for name, found in scores.items()},
         inputs,
         statistics=None if calibration is None else gather(program, groups, inputs),

@@ -45,7 +45,7 @@ def score(
 def choose(groups: Sequence[Group], counts: dict[str, int], scores: dict[str, np.ndarray]) -> Keep:
     """The best units of each group that loses some."""
     return {
-        group.name: best(scores[group.name], group.classes, counts[group.name])
+        group.name: best(scores[group.name], counts[group.name])
         for group in groups
         if counts.get(group.name, group.units) < group.units
     }

@@ -58,9 +58,6 @@ def _checked(name: str, units: Sequence[int], groups: Mapping[str, Group]) -> ND
         raise PipelineError(f"group {name!r}: all of its {group.units} {group.kind} would go; keep at least one")
     if chosen.min() < 0 or chosen.max() >= group.units or (np.diff(chosen) <= 0).any():
         raise PipelineError(f"group {name!r}: what to keep must be ascending numbers from 0 to {group.units - 1}")
-    left = np.bincount(group.classes[chosen], minlength=int(group.classes.max()) + 1)
-    if (left != left[0]).any():
-        raise PipelineError(f"group {name!r}: as many must be kept in each class, not {left.tolist()}")
     mask = np.zeros(group.units, dtype=bool)
     mask[chosen] = True
     return mask

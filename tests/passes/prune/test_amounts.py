@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shave.passes.prune.amounts import Room, best, budget, room
+from shave.passes.prune.amounts import Multiple, Room, best, budget, room
 from shave.passes.prune.groups import Group
 
 
-def group(units: int, kind: str = "channels", classes: list[int] | None = None) -> Group:
-    return Group("g", kind, units, (), (), classes=np.array(classes or [], np.int64))
+def group(units: int, kind: str = "channels") -> Group:
+    return Group("g", kind, units, (), ())
 
 
 @pytest.mark.parametrize(
@@ -47,18 +47,20 @@ def test_numbers_that_are_allowed(units: int, least: int, quantum: int, numbers:
 
 
 def test_room_of_a_group() -> None:
-    assert room(group(64), 16, 0.1, 64) == Room(64, 7, 16)
-    assert room(group(64), 16, 24, 64) == Room(64, 24, 16)
-    assert room(group(32), 16, 0.25, 64) == Room(32, 16, 16)
-    assert room(group(12, "heads"), 16, 0.1, 12) == Room(12, 2, 1)
-    assert room(group(12, classes=[0, 1, 2] * 4), 4, 0, 12) == Room(12, 1, 12)
-    assert room(group(12, "conv groups", [0, 1] * 6), 16, 0, 12) == Room(12, 1, 2)
-    assert room(group(3), 16, 99, 3) == Room(3, 3, 3)
+    assert room(group(64), Multiple(16, 8), 0.1, 64) == Room(64, 7, 16)
+    assert room(group(64), Multiple(16, 8), 24, 64) == Room(64, 24, 16)
+    assert room(group(127), Multiple(None, 16), 0.1, 127) == Room(127, 13, 16)
+    assert room(group(128), Multiple(None, 16), 0.1, 128) == Room(128, 13, 32)
+    assert room(group(100), Multiple(None, 16), 0.1, 128) == Room(100, 13, 32)
+    assert room(group(128), Multiple(None, None), 0.1, 128) == Room(128, 13, 1)
+    assert room(group(32), Multiple(16, 8), 0.25, 64) == Room(32, 16, 16)
+    assert room(group(12, "heads"), Multiple(16, 8), 0.1, 12) == Room(12, 2, 1)
+    assert room(group(12, "conv groups"), Multiple(16, 8), 0, 12) == Room(12, 1, 1)
+    assert room(group(3), Multiple(16, 8), 99, 3) == Room(3, 3, 3)
 
 
 def test_the_best_units() -> None:
     scores = np.array([5.0, 1.0, 5.0, 3.0, 4.0, 0.0])
-    assert best(scores, np.zeros(0, np.int64), 3) == [0, 2, 4]
-    assert best(scores, np.zeros(6, np.int64), 1) == [0]  # of equal ones the first
-    assert best(scores, np.array([0, 1, 0, 1, 0, 1]), 4) == [0, 1, 2, 3]
-    assert best(scores, np.array([0, 1, 0, 1, 0, 1]), 2) == [0, 3]
+    assert best(scores, 3) == [0, 2, 4]
+    assert best(scores, 1) == [0]  # of equal ones the first
+    assert best(scores, 5) == [0, 1, 2, 3, 4]
