@@ -128,7 +128,8 @@ def ncnn(folder: Path, inputs: list[Array], threads: int) -> Call:
     if net.load_param(str(model)) or net.load_model(str(model.with_suffix(".bin"))):
         raise UnavailableError("ncnn does not load what pnnx wrote")
     # ncnn knows no batch; pnnx drops that axis.
-    mats = [runtime.Mat(np.ascontiguousarray(x[0]) if x.dtype == np.float32 else x[0].astype(np.int32)) for x in inputs]
+    arrays = [np.ascontiguousarray(x[0]) if x.dtype == np.float32 else x[0].astype(np.int32) for x in inputs]
+    mats = [runtime.Mat(array).clone() for array in arrays]  # a Mat of an array does not keep it alive
 
     def call() -> Sequence[Any]:
         with net.create_extractor() as extractor:
