@@ -37,7 +37,8 @@ Written by `python -m benchmarks.prunable_models --results FILE --page`. Of ever
 chance, were cut. *Error* is the largest difference, relative to the largest magnitude of an output, between the cut
 model and the whole model without the removed channels; *exact* says that setting to zero what the removed channels
 feed gives the same, as no statistics (LayerNorm, softmax ...) run over them. *ONNX* is the difference of ONNX Runtime,
-on the cut model written as ONNX, from torch. Weights are random, inputs as small as each model takes."""
+on the cut model written as ONNX, from torch; empty where that was left out. Weights are random, inputs as small as
+each model takes."""
 ONNX_TOLERANCE = 1e-3
 """Largest difference between ONNX Runtime and torch, relative to the largest magnitude of an output."""
 
@@ -51,7 +52,7 @@ class Outcome:
         name: Its name there.
         failure: What went wrong, and at which step; empty if all went well.
         error: The largest relative difference of the certificate.
-        onnx_error: The same of ONNX Runtime.
+        onnx_error: The same of ONNX Runtime; None if ONNX was left out.
         exact: Whether no statistics had to leave channels out.
     """
 
@@ -63,7 +64,7 @@ class Outcome:
     parameters: tuple[float, float] = (0, 0)
     macs: tuple[float, float] = (0, 0)
     error: float = 0
-    onnx_error: float = 0
+    onnx_error: float | None = None
     exact: bool = False
     seconds: float = 0
 
@@ -200,7 +201,8 @@ def page(outcomes: dict[tuple[str, str], Outcome]) -> str:
             else:
                 costs = " | ".join(f"{a:.4g} to {b:.4g}" for a, b in (outcome.parameters, outcome.macs))
                 exact = "yes" if outcome.exact else ""
-                errors = f"{outcome.error:.1g} | {exact} | {outcome.onnx_error:.1g}"
+                onnx = "" if outcome.onnx_error is None else f"{outcome.onnx_error:.1g}"
+                errors = f"{outcome.error:.1g} | {exact} | {onnx}"
                 lines.append(f"| {name} | {outcome.groups} | {costs} | {errors} |")
     return "\n".join(lines) + "\n"
 
