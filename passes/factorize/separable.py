@@ -74,7 +74,7 @@ class Separable(Factorization):
 
     def closed(self, ranks: Ranks) -> bool:
         """See the base class."""
-        return self.metric.covariance is None
+        return not self.metric.by_data
 
     def estimate(self, ranks: Ranks) -> float:
         """See the base class."""
