@@ -100,13 +100,27 @@ class Factorization(ABC):
         factors = self.start(ranks)
         if len(factors) > 1 and sweeps and not self.closed(ranks):
             factors = alternate(factors, self.product, self.layer.weight, self.metric, sweeps)
+        factors = self.levelled(factors)
         product = self.product(factors)
         weight = self.layer.weight
         return Fitted(factors, product, self.metric.energy(weight - product) / self.metric.energy(weight))
 
+    def levelled(self, factors: Factors) -> Factors:
+        """The same product, with equal energies of all channels between two steps: one scale then quantizes them."""
+        return factors
+
     def closed(self, ranks: Ranks) -> bool:
         """Whether :meth:`start` gives the best weights that there are."""
         return False
+
+
+def level(before: torch.Tensor, behind: torch.Tensor, energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale the channels between two weights [channels, ..] and [out, channels, ..] to an energy of 1 each."""
+    scale = energies.clamp(min=float(energies.max()) * 1e-12).sqrt()
+    if not scale.min() > 0:
+        return before, behind
+    shape = (-1, *[1] * (before.dim() - 1))
+    return before / scale.reshape(shape), behind * scale.reshape(1, *shape[:-1])
 
 
 def grid(limit: int, multiple: int, most: int = MAX_CANDIDATES) -> list[int]:

@@ -36,8 +36,8 @@ from shave.passes.scope import select
 from shave.passes.stages import Stage
 from shave.passes.statistics import input_moments
 
-DRIFT_MACS = 2e12
-"""What the drift of the outputs may take to measure (a minute of one core), but for the samples that are always run."""
+DRIFT_MACS = 5e11
+"""What the drift of the outputs may take to measure (15 seconds of one core), but for the samples that are always run."""
 DRIFT_SAMPLES = range(8, 65)
 """Samples that it is measured on."""
 MAX_ERROR = 0.1
