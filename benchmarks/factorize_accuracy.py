@@ -1,6 +1,6 @@
 """Accuracy of real models after factorization without training: each method, with data and by weights alone.
 
-Run as ``python -m benchmarks.factorize_accuracy [MODEL ...] [--method METHOD ...]``. Finished rows go to the history file
+Run as ``python -m benchmarks.factorize_accuracy [MODEL ...] [--method METHOD ...]``. Finished rows go to the history
 ``benchmarks/history/factorize_accuracy.jsonl``, and a row that is there is not measured again. ``--show`` prints the
 tables in Markdown, ``--chart FILE.svg`` draws them. Calibration data and test data have no sample in common.
 """

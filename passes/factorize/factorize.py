@@ -37,7 +37,7 @@ from shave.passes.stages import Stage
 from shave.passes.statistics import input_moments
 
 DRIFT_MACS = 5e11
-"""What the drift of the outputs may take to measure (15 seconds of one core), but for the samples that are always run."""
+"""What the drift of the outputs may take to measure (15 seconds of one core), but for samples that are always run."""
 DRIFT_SAMPLES = range(8, 65)
 """Samples that it is measured on."""
 MAX_ERROR = 0.1
