@@ -12,10 +12,9 @@ from torch import fx
 
 from shave.ir.program import Program
 from shave.passes.compare import outputs_of
-from shave.passes.factorize.chain import whole
 from shave.passes.factorize.options import Choice
 from shave.passes.factorize.plan import Candidate
-from shave.passes.factorize.surgery import bias_of, value_of
+from shave.passes.factorize.surgery import bias_of
 
 POINTS = 4
 """Choices of a layer that are tried; what lies between them is interpolated."""
@@ -75,13 +74,10 @@ def _interpolated(candidate: Candidate, curve: Curve, places: Sequence[int], dri
 
 def _split_value(program: Program, candidate: Candidate, choice: Choice, replay: _Replay) -> torch.Tensor:
     """What a layer gives with the weight that a choice amounts to."""
-    step, layer, fitted = whole(candidate.layer), candidate.layer, candidate.fitted(choice)
-    old = value_of(program, layer.weight_node)
-    weight = fitted.product.reshape(step.weight_shape).to(old.dtype)
-    bias = bias_of(program, candidate, choice, fitted)
-    target, arguments = step.call(replay.value(layer.source), weight, bias)
+    layer, fitted = candidate.layer, candidate.fitted(choice)
+    x, bias = replay.value(layer.source), bias_of(program, candidate, choice, fitted)
     with torch.no_grad():
-        return cast(torch.Tensor, target(*arguments))
+        return layer.run(x, fitted.product.to(x.dtype), bias)
 
 
 def _power(program: Program, batches: Sequence[tuple[torch.Tensor, ...]]) -> np.ndarray[Any, Any]:

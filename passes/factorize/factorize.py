@@ -246,9 +246,7 @@ class Factorize(Pass):
         if self.rank == "energy":
             return plan.by_error(candidates, terms, 1 - self.energy)
         if self.rank == "greedy":
-            return self._by_greed(
-                program, context, terms, candidates, self._curves(program, context, terms, candidates)
-            )
+            return self._by_greed(program, context, terms, candidates)
         if not isinstance(self.rank, str):
             return plan.by_rank(candidates, terms, self.rank)
         if not self._budgets:
