@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace as fields
 
 import torch
+from torch import fx
 
 from shave.ir.program import Program
 from shave.ir.rewrite import as_trainable
@@ -23,9 +25,11 @@ def replace(program: Program, chosen: Mapping[Candidate, Choice], by: str) -> No
         chosen: By layer.
         by: Name of the pass.
     """
+    made: dict[fx.Node, fx.Node] = {}
     with program.rewrite(by=by) as rewriter:
         for candidate, choice in chosen.items():
             layer, fitted = candidate.layer, candidate.fitted(choice)
+            layer = fields(layer, source=made.get(layer.source, layer.source))  # which may be a chain by now
             weight, bias = layer.weight_node, layer.bias_node
             old = value_of(program, weight)
             base = _base(candidate)
@@ -40,7 +44,8 @@ def replace(program: Program, chosen: Mapping[Candidate, Choice], by: str) -> No
                 assert shifted is not None
                 shifted = as_trainable(shifted, old)
                 bias = rewriter.weight(f"{base}bias", shifted, sources=[weight if bias is None else bias])
-            rewriter.replace(layer.node, emit(rewriter, layer, choice.method.steps(choice.ranks), factors, bias))
+            made[layer.node] = emit(rewriter, layer, choice.method.steps(choice.ranks), factors, bias)
+            rewriter.replace(layer.node, made[layer.node])
             rewriter.erase(layer.node)
 
 

@@ -156,6 +156,27 @@ def _macs(text: str) -> str:
     return text.split(": ")[1].split()[0]
 
 
+@pytest.mark.parametrize("data", [True, False])
+def test_a_layer_behind_a_layer_reads_its_chain(data: bool) -> None:
+    weights = {"first": random(24, 20).float(), "second": random(16, 24, seed=1).float()}
+    program = program_of(
+        lambda x, first, second: aten.linear.default(aten.linear.default(x, first), second),
+        {"x": torch.zeros(2, 20)},
+        weights,
+        dynamic={"x": {0: "batch"}},
+    )
+    calibration = [torch.randn(64, 20, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    result, report = run_pass(Factorize(rank=4, data=data), program, calibration=calibration)
+    assert len(report.applied) == 2
+    assert [tuple(tensor.shape) for name, tensor in result.weights() if "factor" in name] == [
+        (4, 20),
+        (24, 4),
+        (4, 24),
+        (16, 4),
+    ]
+    assert float((result(calibration[0]) - program(calibration[0])).norm() / program(calibration[0]).norm()) < 1
+
+
 def test_names_and_bias_stay() -> None:
     result, _ = run_pass(Factorize(rank=3), linear(random(20, 30)))
     names = [name for name, _ in result.weights()]
