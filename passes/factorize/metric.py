@@ -69,7 +69,7 @@ class Metric:
 
     def energy(self, matrix: torch.Tensor) -> float:
         """tr(D S D')."""
-        return float((self.apply(matrix) * matrix).sum())
+        return float(torch.dot(self.apply(matrix).flatten(), matrix.flatten()))  # without a third matrix
 
     def outputs(self, matrix: torch.Tensor) -> torch.Tensor:
         """D S D': the covariance of the outputs, [out, out]."""
