@@ -53,7 +53,8 @@ class Candidate:
         """The weights of a choice."""
         key = (choice.method.name, choice.ranks)
         if key not in self._fitted:
-            self._fitted[key] = choice.method.fit(choice.ranks, SWEEPS)
+            sweeps = SWEEPS if choice.method.metric.by_data else 0  # starts are nearly the best for weights
+            self._fitted[key] = choice.method.fit(choice.ranks, sweeps)
         return self._fitted[key]
 
 
