@@ -1,7 +1,8 @@
 """Numbers of one to eight bits, one behind the other in bytes.
 
-Number i takes the bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream; bit b of the stream is bit ``b % 8`` of byte
-``b // 8``, the lowest one being bit 0. What is left of the last byte is zero. Free of torch: artifacts are read with it.
+Number i takes the bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream; bit b of the stream is bit ``b % 8`` of
+byte ``b // 8``, the lowest one being bit 0. What is left of the last byte is zero. Free of torch: artifacts are read
+with it.
 """
 
 from __future__ import annotations

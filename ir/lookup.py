@@ -2,10 +2,10 @@
 
     lookup(Tensor codes, Tensor codebook, int bits, int[] shape, int? axis=None) -> Tensor
 
-gives a tensor of ``shape`` whose element i, in row-major order, is ``codebook[code i]``. Codes take ``bits`` bits each, 1
-to 8, packed as :mod:`shave.ir.bits` describes into uint8 [ceil(elements * bits / 8)]. The codebook is [values], or, with
-``axis``, [shape[axis], values]: a table for each place along that axis. It is differentiable in the codebook: the
-gradient of a value is the sum of those of all elements that have it.
+gives a tensor of ``shape`` whose element i, in row-major order, is ``codebook[code i]``. Codes take ``bits`` bits
+each, 1 to 8, packed as :mod:`shave.ir.bits` describes into uint8 [ceil(elements * bits / 8)]. The codebook is [values],
+or, with ``axis``, [shape[axis], values]: a table for each place along that axis. It is differentiable in the codebook:
+the gradient of a value is the sum of those of all elements that have it.
 
 Importing this module registers the operator with torch; whatever handles programs imports it.
 """
@@ -82,14 +82,16 @@ def _check(codes: torch.Tensor, codebook: torch.Tensor, bits: int, shape: Sequen
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"lookup: bits is {bits}, but lies between 1 and {MAX_BITS}")
     if codes.dtype != torch.uint8 or list(codes.shape) != [packed_size(prod(shape), bits)]:
-        raise ValueError(f"lookup: codes is {codes.dtype} {list(codes.shape)}, not {bits} bits for each of {list(shape)}")
+        found = f"{codes.dtype} {list(codes.shape)}"
+        raise ValueError(f"lookup: codes is {found}, not {bits} bits for each of {list(shape)}")
     if axis is not None and not 0 <= axis < len(shape):
         raise ValueError(f"lookup: axis is {axis}, but shape has {len(shape)} axes")
     tables = [] if axis is None else [shape[axis]]
     if list(codebook.shape[:-1]) != tables or codebook.dim() != len(tables) + 1:
         raise ValueError(f"lookup: codebook is {list(codebook.shape)}, not {[*tables, 'values']}".replace("'", ""))
-    if not 1 <= codebook.shape[-1] <= 1 << bits:
-        raise ValueError(f"lookup: codebook has {codebook.shape[-1]} values, but {bits} bits tell 1 to {1 << bits} apart")
+    values = codebook.shape[-1]
+    if not 1 <= values <= 1 << bits:
+        raise ValueError(f"lookup: codebook has {values} values, but {bits} bits tell 1 to {1 << bits} apart")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -59,7 +59,8 @@ def _restore_convolution(program: Program, rewriter: Rewriter, node: fx.Node) ->
 
 
 def _gather(program: Program, rewriter: Rewriter, node: fx.Node) -> None:
-    packed, codebook, bits, shape, axis = (argument(node, name) for name in ("codes", "codebook", "bits", "shape", "axis"))
+    names = ("codes", "codebook", "bits", "shape", "axis")
+    packed, codebook, bits, shape, axis = (argument(node, name) for name in names)
     if packed.op != "get_attr":
         raise UnsupportedError(f"operator {op_name(node)} (node {node.name}): its codes are computed")
     codes = codes_of(program.weight(packed), bits, shape)
