@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from shave.backends.packing import Packing
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
@@ -71,23 +72,21 @@ def _matmul(emitter: Emitter, node: fx.Node) -> Any:
 
 def _packed(emitter: Emitter, node: fx.Node) -> Any:
     a, b, bias = _operands(node)
-    weight = cast(torch.Tensor, emitter.constant(b)).float()
-    if op_name(node) == "aten.linear":
-        weight = weight.T
+    linear = op_name(node) == "aten.linear"
+    extents = tuple(map(int, b.meta["val"].shape))
     have, dtype = emitter.result(a)
     rows = product(have[:-1])
-    inner, columns = weight.shape
+    inner, columns = extents[::-1] if linear else extents
     region = emitter.region(node)
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
     shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions)
     # Products with the same weights may cut them differently.
-    name = (
-        f"{b.target}.{'linear' if op_name(node) == 'aten.linear' else 'matmul'}.{matmul.depth(shape, emitter.target)}"
-    )
+    name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
+    packing = matmul.packing(shape, emitter.target)
     inputs = [
         emitter.as_float32(node, emitter.reshape(emitter.plain(a), (rows, inner))),
-        emitter.weights.add(name, matmul.pack(weight.numpy(), shape, emitter.target)),
+        emitter.packed(name, b, Packing().transpose(1, 0).then(packing) if linear else packing),
     ]
     first: tuple[Bias, ...] = ()
     if bias is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels.base import (
@@ -174,18 +175,19 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
     return overlapped(cycles / (target.gigahertz * 1e9), memory, schedule.vectors * panel, target)
 
 
-def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
+def packing(shape: MatmulShape, target: Target) -> Packing:
     """B [inner, columns] as the kernel reads it: block of K after block, each [panels, depth, lanes].
 
     The result is flat; it has zeros beyond the last column.
     """
     panels = ceil_div(shape.columns, target.lanes)
-    padded = np.zeros((shape.inner, panels * target.lanes), np.float32)
-    padded[:, : shape.columns] = weight
-    split = padded.reshape(shape.inner, panels, target.lanes)
-    step = depth(shape, target)
-    blocks = [split[k : k + step].swapaxes(0, 1).reshape(-1) for k in range(0, shape.inner, step)]
-    return np.concatenate(blocks)
+    steps = Packing().pad(shape.inner, panels * target.lanes).reshape(shape.inner, panels, target.lanes)
+    return steps.blocks(depth(shape, target))
+
+
+def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
+    """Pack weights, B [inner, columns], float32; see :func:`packing`."""
+    return packing(shape, target).apply(weight.astype(np.float32, copy=False))
 
 
 def reference(a: Array, weight: Array, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
