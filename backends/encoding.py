@@ -35,7 +35,7 @@ MAX_GROWTH = 1024
 """Bytes that a byte of the stored parts may become: one bit for each float32, and zeros in most places of a block."""
 
 _NARROW = ("float16", "bfloat16")
-_SAVING = 4096  # bytes; below that a weight stays as it is, and is used where it lies in the file
+_SAVING = 1024  # bytes; below that a weight stays as it is, and is used where it lies in the file
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class Encoded:
     def stands_for(self, array: Array) -> bool:
         """Whether decoding gives an array to the last bit, and is smaller by enough to matter."""
         if array.dtype != np.float32 or self.nbytes + _SAVING > array.nbytes:
+            return False
+        try:
+            self.encoding.check("", self.parts)
+        except ArtifactError:  # whoever loads it would refuse it too
             return False
         made = self.encoding.decode(self.parts)
         return made.shape == array.shape and np.array_equal(made.view(np.uint32), array.view(np.uint32))
