@@ -14,7 +14,7 @@ comes behind decoding, one weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -35,6 +35,8 @@ MAX_GROWTH = 1024
 """Bytes that a byte of the stored parts may become: one bit for each float32, and zeros in most places of a block."""
 
 _NARROW = ("float16", "bfloat16")
+_PIECE = 1 << 18  # weights that are decoded at a time
+_LARGEST_ZERO = 1 << 23  # what float32 holds exactly, less any code
 _SAVING = 1024  # bytes; below that a weight stays as it is, and is used where it lies in the file
 
 
@@ -93,9 +95,12 @@ class Encoding:
             fits = len(leading) == len(self.view) and all(s in (1, v) for s, v in zip(leading, self.view, strict=True))
             if part.dtype != wanted or not fits or (self.kind == "lookup" and not 1 <= part.shape[-1] <= 1 << MAX_BITS):
                 raise ValueError(f"{part.dtype} {list(part.shape)} for {list(self.view)}")
+        zero = parts.get("zero")
+        if zero is not None and zero.size and not -_LARGEST_ZERO <= int(zero.min()) <= int(zero.max()) <= _LARGEST_ZERO:
+            raise ValueError("a zero point is out of range")
 
     def decode(self, parts: Mapping[str, Array]) -> Array:
-        """Make the weight, float32; takes its memory, and for a moment up to twice as much.
+        """Make the weight, float32; while it is packed there are two of it.
 
         Raises:
             ArtifactError: A code is beyond its table.
@@ -105,21 +110,33 @@ class Encoding:
     def _values(self, parts: Mapping[str, Array]) -> Array:
         if self.kind == "narrow":
             return parts["values"].astype(np.float32)
-        codes = unpack(parts["codes"], self.bits, prod(self.view)).reshape(self.view)
-        if self.kind == "affine":
-            values: Array = codes.astype(np.int32)
-            values -= parts["zero"]
-            values = values.astype(np.float32)
-            values *= parts["scale"]
-            return values
-        codebook = parts["codebook"]
-        entries = codebook.shape[-1]
-        if entries < 1 << self.bits and codes.size and int(codes.max()) >= entries:
+        codes, table, *more = parts.values()
+        numbers = unpack(codes, self.bits, prod(self.view)).reshape(self.view)
+        entries = table.shape[-1]
+        if self.kind == "lookup" and entries < 1 << self.bits and numbers.size and int(numbers.max()) >= entries:
             raise ArtifactError(f"a code is beyond the {entries} entries of its table")
-        if codebook.size == entries:
-            return np.asarray(codebook.reshape(-1)[codes])
-        tables = np.arange(codebook.size // entries, dtype=np.int32).reshape(codebook.shape[:-1])
-        return np.asarray(codebook.reshape(-1)[tables * np.int32(entries) + codes])
+        values = np.empty(self.view, np.float32)
+        for some in self._pieces():
+            if self.kind == "affine":
+                scale, (zero,) = _of(table, some), (_of(part, some) for part in more)
+                # Exact, as both are whole numbers below 2 ** 24.
+                np.subtract(numbers[some], zero.astype(np.float32), out=values[some])
+                values[some] *= scale
+            else:
+                tables = _of(table, some)
+                firsts = np.arange(tables.size // entries, dtype=np.int32).reshape(tables.shape[:-1])
+                places = numbers[some] if tables.size == entries else firsts * np.int32(entries) + numbers[some]
+                values[some] = tables.reshape(-1)[places]
+        return values
+
+    def _pieces(self) -> Iterator[Any]:
+        """Indices that cut the view along its first axis, so that what is computed on the way stays small."""
+        if not self.view:
+            yield ()
+            return
+        rows = max(1, _PIECE // max(1, prod(self.view[1:])))
+        for start in range(0, self.view[0], rows):
+            yield slice(start, start + rows)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data that :meth:`from_json` takes back."""
@@ -191,6 +208,11 @@ def _through(array: Array, dtype: np.dtype[Any]) -> Array:
 def _narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
         return array.astype(dtype)
+
+
+def _of(part: Array, some: Any) -> Array:
+    """What of a part belongs to a piece of the view."""
+    return part if part.ndim == 0 or len(part) == 1 or some == () else part[some]
 
 
 def part_names(name: str, kind: str) -> Sequence[tuple[str, str]]:

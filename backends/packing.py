@@ -95,9 +95,7 @@ class Packing:
             elif name == "transpose":
                 array = array.transpose(numbers)
             else:
-                starts = range(0, array.shape[0], numbers[0])
-                pieces = [array[start : start + numbers[0]].swapaxes(0, 1).reshape(-1) for start in starts]
-                array = np.concatenate(pieces) if pieces else array.reshape(-1)
+                array = _blocks(array, numbers[0])
         return np.ascontiguousarray(array).reshape(array.shape)
 
     def to_json(self) -> list[Any]:
@@ -128,3 +126,12 @@ def _diagonal(array: Array) -> Array:
     each = np.arange(count)
     spread[:, each, :, each] = np.moveaxis(array, 1, 0)
     return spread
+
+
+def _blocks(array: Array, length: int) -> Array:
+    laid = np.empty(array.size, array.dtype)
+    row = array[:1].size
+    for start in range(0, len(array), length):
+        piece = array[start : start + length].swapaxes(0, 1)
+        laid[start * row : start * row + piece.size].reshape(piece.shape)[...] = piece
+    return laid
