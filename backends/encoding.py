@@ -75,7 +75,7 @@ class Encoding:
     def _check(self, parts: Mapping[str, Array]) -> None:
         if tuple(parts) != PARTS.get(self.kind):
             raise ValueError(f"kind {self.kind!r} of {', '.join(parts)}")
-        if not all(type(size) is int and size >= 0 for size in self.view):
+        if not self.view or not all(type(size) is int and size >= 0 for size in self.view):
             raise ValueError(f"view {list(self.view)}")
         if 4 * max(prod(self.view), prod(self.shape)) > MAX_GROWTH * sum(part.nbytes for part in parts.values()):
             raise ValueError(f"{list(self.shape)} is too much for what is stored")
@@ -126,14 +126,12 @@ class Encoding:
                 tables = _of(table, some)
                 firsts = np.arange(tables.size // entries, dtype=np.int32).reshape(tables.shape[:-1])
                 places = numbers[some] if tables.size == entries else firsts * np.int32(entries) + numbers[some]
-                values[some] = tables.reshape(-1)[places]
+                # They are all within, so that clipping, which is faster than checking, never happens.
+                np.take(tables.reshape(-1), places, mode="clip", out=values[some])
         return values
 
-    def _pieces(self) -> Iterator[Any]:
-        """Indices that cut the view along its first axis, so that what is computed on the way stays small."""
-        if not self.view:
-            yield ()
-            return
+    def _pieces(self) -> Iterator[slice]:
+        """Slices that cut the view along its first axis, so that what is computed on the way stays small."""
         rows = max(1, _PIECE // max(1, prod(self.view[1:])))
         for start in range(0, self.view[0], rows):
             yield slice(start, start + rows)
@@ -210,9 +208,9 @@ def _narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
         return array.astype(dtype)
 
 
-def _of(part: Array, some: Any) -> Array:
+def _of(part: Array, some: slice) -> Array:
     """What of a part belongs to a piece of the view."""
-    return part if part.ndim == 0 or len(part) == 1 or some == () else part[some]
+    return part if len(part) == 1 else part[some]
 
 
 def part_names(name: str, kind: str) -> Sequence[tuple[str, str]]:

@@ -49,6 +49,4 @@ def bias_of(layer: fx.Node) -> Bias | None:
         return None
     position, name = _PLACES[op_name(layer)]
     node = argument(layer, name)
-    if node is not None and (node.op != "get_attr" or layer.all_input_nodes.count(node) != 1):
-        return None
-    return Bias(layer, position, node)
+    return Bias(layer, position, node) if node is None or node.op == "get_attr" else None

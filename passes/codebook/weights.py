@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -81,7 +82,7 @@ def read(program: Program, node: fx.Node, chosen: Collection[fx.Node]) -> Weight
     readers = tuple(weight.users)
     if others := [reader.name for reader in readers if reader not in chosen]:
         return f"its weight is shared with {', '.join(others)}, which stays as it is"
-    if any(reader.all_input_nodes.count(weight) > 1 or weight_of(reader) is not weight for reader in readers):
+    if any(weight_of(reader) is not weight or _operands(reader).count(weight) > 1 for reader in readers):
         return "its weight is another operand too"
     axes = {_axis(reader) for reader in readers}
     if len(axes) > 1:
@@ -94,6 +95,10 @@ def read(program: Program, node: fx.Node, chosen: Collection[fx.Node]) -> Weight
     if not tensor.numel():
         return "its weight is empty"
     return Weight(weight, readers, tensor, axes.pop())
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    return [*node.args, *node.kwargs.values()]
 
 
 def _axis(node: fx.Node) -> int:

@@ -141,6 +141,7 @@ def test_artifacts_store_the_small_form(make: Any, tmp_path: Path) -> None:
         ({"view": [40, 9, 12]}, "codes"),
         ({"view": [-40, -9, 11]}, r"view \[-40, -9, 11\]"),
         ({"view": [40.0, 9, 11]}, "view"),
+        ({"view": []}, r"view \[\]"),
         ({"view": [3960]}, r"float32 \[1, 1, 1, 8\] for \[3960\]"),
         ({"view": [1 << 40, 9, 11]}, "too much for what is stored"),
         ({"packing": [["pad", [1 << 40, 9, 11]]]}, "too much for what is stored"),
