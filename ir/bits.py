@@ -49,7 +49,7 @@ def pack(numbers: Array, bits: int) -> Array:
         packed[:, byte] |= groups[:, number] << np.uint8(shift)
         if shift + bits > 8:
             packed[:, byte + 1] |= groups[:, number] >> np.uint8(8 - shift)
-    return packed.reshape(-1)[: packed_size(flat.size, bits)]
+    return np.asarray(packed.reshape(-1)[: packed_size(flat.size, bits)])
 
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
@@ -74,7 +74,7 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
         if shift + bits > 8:
             value |= groups[:, byte + 1] << np.uint8(8 - shift)
         numbers[:, number] = value & mask
-    return numbers.reshape(-1)[:count]
+    return np.asarray(numbers.reshape(-1)[:count])
 
 
 def _in_groups(flat: Array, size: int) -> Array:

@@ -32,6 +32,7 @@ _RESHAPES = (
     "alias",
 )
 _LEVELS = 1 << MAX_BITS
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def small_form(node: fx.Node) -> Encoded | None:
@@ -58,18 +59,20 @@ def keep_small_form(program: Program, node: fx.Node, folded: fx.Node) -> None:
 
 def _lookup(program: Program, node: fx.Node) -> Encoded | None:
     codes, codebook, bits, shape, axis = (argument(node, n) for n in ("codes", "codebook", "bits", "shape", "axis"))
-    table = program.weight(codebook).detach().numpy()
-    if table.dtype != np.float32:
+    values = program.weight(codebook).detach()
+    if values.dtype != torch.float32:
         return None
+    table = values.numpy()
     lead = [1] * len(shape) if axis is None else _along(axis, table.shape[0], len(shape))
     parts = {"codes": program.weight(codes).numpy(), "codebook": table.reshape(*lead, table.shape[-1])}
     return Encoded(Encoding("lookup", bits, tuple(shape)), parts)
 
 
 def _affine(program: Program, node: fx.Node) -> Encoded | None:
-    numbers = program.weight(argument(node, "input")).numpy()
-    if numbers.dtype.kind not in "iu" or not numbers.size:
+    tensor = program.weight(argument(node, "input"))
+    if tensor.dtype not in _INTEGERS or not tensor.numel():
         return None
+    numbers = tensor.numpy()
     low, high = int(numbers.min()), int(numbers.max())
     if high - low >= _LEVELS:
         return None
@@ -77,15 +80,14 @@ def _affine(program: Program, node: fx.Node) -> Encoded | None:
     scale, zero = (
         _array(program, argument(node, name if name in names else f"{name}s")) for name in ("scale", "zero_point")
     )
-    view = numbers.shape
+    view: tuple[int, ...] = numbers.shape
+    lead: Sequence[int] = [1] * len(view)
     if "group_size" in names:
-        view = (*view[:-1], -1, int(argument(node, "group_size")))
-        view = numbers.reshape(view).shape
-        lead = (*view[:-1], 1)
+        view = numbers.reshape(*view[:-1], -1, int(argument(node, "group_size"))).shape
+        lead = [*view[:-1], 1]
     elif "axis" in names:
-        lead = tuple(_along(int(argument(node, "axis")) % len(view), view[int(argument(node, "axis"))], len(view)))
-    else:
-        lead = (1,) * len(view)
+        axis = int(argument(node, "axis")) % len(view)
+        lead = _along(axis, view[axis], len(view))
     bits = max(1, (high - low).bit_length())
     parts = {
         "codes": pack((numbers.astype(np.int64) - low).astype(np.uint8), bits),

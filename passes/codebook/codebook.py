@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -271,4 +271,4 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return cast(int, tensor.numel() * tensor.element_size())
+    return tensor.numel() * tensor.element_size()

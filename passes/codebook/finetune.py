@@ -60,7 +60,7 @@ def by_outputs(
             value = loss(step % len(batches))
             if not value.requires_grad:
                 break
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     last = total()

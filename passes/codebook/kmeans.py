@@ -60,12 +60,12 @@ class Line:
 def density(line: Line, clusters: int, draw: Draw) -> Array:
     """Start where equal shares of the mass have their middles."""
     shares = (np.arange(clusters) + 0.5) / clusters * line.masses[-1]
-    return line.values[np.minimum(np.searchsorted(line.masses[1:], shares), line.values.size - 1)]
+    return np.asarray(line.values[np.minimum(np.searchsorted(line.masses[1:], shares), line.values.size - 1)])
 
 
 def forgy(line: Line, clusters: int, draw: Draw) -> Array:
     """Start at values drawn at random."""
-    return line.values[np.sort(draw(clusters, line.values.size))]
+    return np.asarray(line.values[np.sort(draw(clusters, line.values.size))])
 
 
 def linear(line: Line, clusters: int, draw: Draw) -> Array:
@@ -128,4 +128,4 @@ def _splits(line: Line, ends: Array, masses: Array, moments: Array, count: int) 
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.diff(line.squares[ends]) - np.where(masses > 0, moments**2 / masses, 0)
     worst = np.argsort(-errors, kind="stable")[:count]
-    return line.values[np.maximum(ends[worst + 1] - 1, 0)]
+    return np.asarray(line.values[np.maximum(ends[worst + 1] - 1, 0)])

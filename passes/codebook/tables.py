@@ -37,7 +37,7 @@ class Tables:
     @property
     def bits(self) -> int:
         """What an entry's number takes; one at least."""
-        return max(1, (self.values.shape[1] - 1).bit_length())
+        return max(1, int(self.values.shape[1] - 1).bit_length())
 
     def codes(self, matrix: Array) -> Array:
         """Numbers of entries, uint8 [channels, n] for the values [channels, n]."""
@@ -80,8 +80,8 @@ def make(
         weights = np.maximum(importance, importance.max() * 1e-6)
         weights = weights if per_channel else np.broadcast_to(weights, matrix.shape).reshape(-1)
     if scheme in ("binary", "ternary"):
-        values, edges = zip(*(_scaled(row, scheme) for row in rows), strict=True)
-        return Tables(np.stack(values), np.stack(edges), _SHAPES[scheme])
+        scaled = [_scaled(row, scheme) for row in rows]
+        return Tables(np.stack([each for each, _ in scaled]), np.stack([each for _, each in scaled]), _SHAPES[scheme])
     lines = [Line.of(row, weights) for row in rows]
     values = _filled([_free(line, scheme, 1 << bits, start, draw) for line in lines])
     return Tables(values, middles(values), np.eye(values.shape[1]))
