@@ -39,7 +39,7 @@ def pack(numbers: Array, bits: int) -> Array:
     """
     flat = np.ascontiguousarray(numbers, np.uint8).reshape(-1)
     if bits == MAX_BITS:
-        return flat.copy()
+        return np.array(flat)
     if flat.size and int(flat.max()) >> bits:
         raise ValueError(f"{int(flat.max())} takes more than {bits} bits")
     groups = _in_groups(flat, _TOGETHER)
@@ -64,7 +64,7 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
             f"{list(packed.shape)}"
         )
     if bits == MAX_BITS:
-        return packed.copy()
+        return np.array(packed)
     groups = _in_groups(packed, bits)
     numbers = np.empty((len(groups), _TOGETHER), np.uint8)
     mask = np.uint8((1 << bits) - 1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from shave.backends.encoding import Array, Encoded, Encoding
