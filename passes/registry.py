@@ -19,6 +19,7 @@ PASSES = {
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
     "prune-channels": "shave.passes.prune.channels:PruneChannels",
+    "quantize": "shave.passes.quantize.quantize:Quantize",
     "winograd": "shave.passes.winograd.winograd:Winograd",
 }
 """The passes that come with shave: name to ``module:Class``."""
