@@ -109,6 +109,7 @@ class Context:
             NumPy arrays. It can be iterated over more than once.
         evaluate: Gives the quality of a program, larger is better (accuracy, for instance).
         target: What the hardware can do, as plain data; see ``shave.backends.target.Target``.
+        reference: The program as it was before the first pass of the run that quantized it; None before that.
         oracle: Tells how long operators take on the target; see :mod:`shave.passes.problems`. Passes that weigh
             methods against each other fall back to rules of their own without it.
         trainer: Trains the weights of a program in place.
@@ -123,6 +124,7 @@ class Context:
     seed: int = 0
     progress: Progress | None = None
     oracle: Oracle | None = None
+    reference: Program | None = None
 
     def need(self, what: str, by: Pass) -> Any:
         """Get ``calibration``, ``evaluate``, ``target`` or ``trainer``.

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,8 @@ class PassManager:
         digest = current.structural_hash()
         outputs = self._start_check(current, context)
         for step, stage in zip(self._steps(), stages[1:], strict=True):
+            if step.instance.ensures is Stage.QUANTIZED and context.reference is None:
+                context = replace(context, reference=current)
             for instrument in self.instruments:
                 instrument.before_pass(current, step)
             try:

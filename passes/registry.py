@@ -11,15 +11,18 @@ from shave.passes.suggest import nearest
 
 PASSES = {
     "codebook": "shave.passes.codebook.codebook:Codebook",
+    "correct-bias": "shave.passes.quantize.correct_bias:CorrectBias",
     "dead-code": "shave.passes.simplify.dead_code:DeadCode",
     "dedupe": "shave.passes.simplify.dedupe:Dedupe",
     "drop-identities": "shave.passes.simplify.drop_identities:DropIdentities",
+    "equalise": "shave.passes.quantize.equalise:Equalise",
     "factorize": "shave.passes.factorize.factorize:Factorize",
     "fold-batchnorm": "shave.passes.simplify.fold_batchnorm:FoldBatchNorm",
     "fold-constants": "shave.passes.simplify.fold_constants:FoldConstants",
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
     "prune-channels": "shave.passes.prune.channels:PruneChannels",
     "quantize": "shave.passes.quantize.quantize:Quantize",
+    "smooth": "shave.passes.quantize.smooth:Smooth",
     "winograd": "shave.passes.winograd.winograd:Winograd",
 }
 """The passes that come with shave: name to ``module:Class``."""

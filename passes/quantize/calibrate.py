@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from shave.ir.errors import PipelineError
 from shave.ir.program import Program
-from shave.passes.quantize.observers import Observer
 
 
-def observe(program: Program, observers: Mapping[fx.Node, Observer], batches: Iterable[Sequence[torch.Tensor]]) -> None:
+class Observes(Protocol):
+    """What can be shown values."""
+
+    def observe(self, values: torch.Tensor) -> None:
+        """Take in one batch's value."""
+
+
+def observe(program: Program, observers: Mapping[fx.Node, Observes], batches: Iterable[Sequence[torch.Tensor]]) -> None:
     """Show every batch's values of some nodes to their observers.
 
     Raises:
@@ -51,7 +57,7 @@ def samples_of(
 
 
 class _Watcher(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, observers: Mapping[fx.Node, Observer]) -> None:
+    def __init__(self, module: fx.GraphModule, observers: Mapping[fx.Node, Observes]) -> None:
         super().__init__(module)
         self._observers = observers
 

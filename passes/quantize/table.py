@@ -119,7 +119,7 @@ def constants_of(program: Program) -> set[fx.Node]:
         if node.op == "get_attr":
             found.add(node)
         elif node.op == "call_function":
-            tensors = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.Tensor)]
-            if found.issuperset(tensors):
+            sizes = (torch.SymInt, int, float)
+            if found.issuperset(each for each in node.all_input_nodes if not isinstance(each.meta.get("val"), sizes)):
                 found.add(node)
     return found

@@ -52,7 +52,7 @@ def values(program: Program, data: Iterable[tuple[torch.Tensor, ...]]) -> torch.
         ("quantize{calibrate=minmax}", 30),
         ("quantize{calibrate=percentile}", 30),
         ("quantize{activations=int8}", 25),
-        ("quantize{per_channel=false}", 28),
+        ("quantize{per-channel=false}", 28),
         ("quantize{activations=int16}", 38),
     ],
 )
@@ -69,6 +69,7 @@ def test_every_weight_of_a_product_is_stored_as_integers() -> None:
         for node in result.calls:
             if op_name(node) in ("aten.conv2d", "aten.linear", "aten.conv_transpose2d"):
                 weight = node.args[1]
+                assert isinstance(weight, fx.Node)
                 assert op_name(weight) == "quantized_decomposed.dequantize_per_channel"
                 stored, _, zeros, axis, low, high, dtype = weight.args
                 assert result.weight(stored).dtype == dtype == torch.int8
@@ -128,7 +129,7 @@ def test_the_exported_file_keeps_integer_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
-    program = branches()
+    program = residual()
     result = quantized(program)
     result.to_onnx(tmp_path / "q.onnx")
     again = shave.read(tmp_path / "q.onnx")
@@ -213,7 +214,7 @@ def test_calibration_data_that_does_not_fit() -> None:
     for data, kind, message in [
         (None, PipelineError, "needs calibration"),
         ([], PipelineError, "holds no batch"),
-        ([torch.randn(2, 4, 11, 9)], SignatureError, "shape|size"),
+        ([torch.randn(2, 4, 11, 9)], SignatureError, "dimension 1 is 4"),
         ([good.double()], SignatureError, "float64"),
         ([(good, good)], SignatureError, "2"),
         ([good, spoiled], PipelineError, "batch 1 of the calibration data holds NaN or infinity in input 'x'"),
@@ -236,5 +237,6 @@ def test_norms_scores_and_sums_before_norms_stay_in_float() -> None:
     texts = {entry.node: entry.text for entry in report.skipped}
     assert "integer statistics are unstable" in texts["layer_norm"]
     assert "integer statistics are unstable" in texts["softmax"]
-    assert "it feeds a normalisation" in texts["add"]
+    sums = [texts[name] for name in texts if name.startswith("add")]
+    assert any("it feeds a normalisation" in text for text in sums)
     assert "before that is rounded" in texts["gelu"]
