@@ -8,7 +8,6 @@ import torch
 from torch import fx
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
-from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.quantize.affine import Affine
 
@@ -16,7 +15,6 @@ _Q = torch.ops.quantized_decomposed
 
 
 def insert_pairs(
-    program: Program,
     rewriter: Rewriter,
     readers: Mapping[fx.Node, Sequence[fx.Node]],
     parameters: Mapping[fx.Node, Affine],
@@ -26,7 +24,7 @@ def insert_pairs(
     Returns:
         For each value its dequantize call.
     """
-    first = next(node for node in program.graph.nodes if node.op in ("call_function", "output"))
+    first = next(node for node in rewriter.program.graph.nodes if node.op in ("call_function", "output"))
     made = {}
     for value, wanting in readers.items():
         affine = parameters[value]

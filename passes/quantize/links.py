@@ -118,7 +118,7 @@ def _link(program: Program, value: fx.Node) -> Link | str:
 
 
 def _weights(program: Program, node: fx.Node, axis: int) -> tuple[tuple[fx.Node, fx.Node, int], ...] | str:
-    """What a producer multiplies and adds per channel: for each, the call that reads it, its node, the channels' axis."""
+    """What a producer multiplies and adds per channel: by reader, with the axis of the channels."""
     name = op_name(node) if node.op == "call_function" else "an input"
     if name in _NORMS:
         weight, bias = argument(node, "weight"), argument(node, "bias") if name == "aten.layer_norm" else None
