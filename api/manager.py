@@ -24,8 +24,8 @@ class PassManager(manager.PassManager):
             target: What the hardware can do: a :class:`shave.backends.target.Target`, or its name (``cpu``). The
                 estimates of its kernels are the passes' cost oracle, unless ``oracle`` is given.
             tuned: A database of :func:`shave.tune`, which answers ahead of the estimates where it can.
-            **given: ``calibration``, ``evaluate``, ``trainer``, ``seed``, ``progress`` and ``oracle``, as
-                :meth:`shave.passes.manager.PassManager.run` takes them.
+            **given: ``calibration``, ``evaluate``, ``trainer``, ``seed``, ``progress``, ``oracle`` and ``reference``,
+                as :meth:`shave.passes.manager.PassManager.run` takes them.
 
         Raises:
             TargetError: No target has that name.

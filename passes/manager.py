@@ -78,6 +78,7 @@ class PassManager:
         seed: int = 0,
         progress: Progress | None = None,
         oracle: Oracle | None = None,
+        reference: Program | None = None,
     ) -> Program:
         """Run the passes on a clone of the program; the one given stays as it is, whatever happens.
 
@@ -90,6 +91,7 @@ class PassManager:
             seed: Equal seeds give equal results.
             progress: Called as ``progress(what, done, total)``.
             oracle: Tells how long operators take on the target.
+            reference: The float program that a quantized one was made from.
 
         Returns:
             The new program; its ``report`` has one more entry for each pass.
@@ -102,7 +104,7 @@ class PassManager:
         stages = check_stages(self.passes, stage_of(program))
         if isinstance(calibration, Iterator):  # several passes may want to go through it
             calibration = list(calibration)
-        context = Context(calibration, evaluate, target, trainer, seed, progress, oracle)
+        context = Context(calibration, evaluate, target, trainer, seed, progress, oracle, reference)
         current = program.clone()
         for instrument in self.instruments:
             instrument.before_pipeline(current, self.passes, context)

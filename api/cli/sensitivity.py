@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -12,46 +13,93 @@ from shave.cli.console import print_json, progress, results
 from shave.cli.models import load_batches, read_model
 from shave.cli.options import Inputs, Json, Model
 
+if TYPE_CHECKING:
+    from shave.passes.prune.sensitivity import Sensitivity
+    from shave.passes.quantize.sensitivity import Damage
+
+T = TypeVar("T")
+
 
 def sensitivity(
     model: Model,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Samples to run (.npz); without them the scan runs on random inputs.")
+        Path | None, typer.Option(help="Samples to run (.npz); without them a pruning scan runs on random inputs.")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Scan what integers cost instead, with this pass: quantize, quantize{calibrate=minmax} ..."),
     ] = None,
     criterion: Annotated[str, typer.Option(help="What tells which units go first, as in prune-channels.")] = "l2",
-    only: Annotated[list[str], typer.Option(help="Scope to scan. Repeatable.")] = [],  # noqa: B006
-    skip: Annotated[list[str], typer.Option(help="Scope to leave out. Repeatable.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Scope to scan, when pruning. Repeatable.")] = [],  # noqa: B006
+    skip: Annotated[list[str], typer.Option(help="Scope to leave out, when pruning. Repeatable.")] = [],  # noqa: B006
     svg: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw the table.")] = None,
     inputs: Inputs = [],  # noqa: B006 (typer's form of an option that may be repeated)
     json: Json = False,
 ) -> None:
-    """Cut each group of channels by itself, ever more, and tell how far the outputs move.
+    """Tell which layers hurt: cut each group of channels by itself, ever more, or compute in integers.
 
-    The error is the squared one, relative to the variance of the outputs: at 1.00 nothing of them is left.
+    When pruning, the error is the squared one, relative to the variance of the outputs: at 1.00 nothing of them is
+    left. With --quantize, the columns are signal to noise in dB: of the layer by itself, and of the outputs with it
+    alone in integers, with all but it, and with all but it and those above it.
 
-    Example: `shave sensitivity resnet18.onnx --calibrate images.npz --svg sensitivity.svg`
+    Examples: `shave sensitivity resnet18.onnx --calibrate images.npz --svg sensitivity.svg`;
+    `shave sensitivity resnet18.onnx --calibrate images.npz --quantize quantize`
     """
-    from shave.passes.prune.sensitivity import RATIOS, scan
-    from shave.passes.prune.sensitivity_chart import draw
-
     program = read_model(model, inputs)
     batches = load_batches(calibrate, program.signature) if calibrate else None
+    if quantize is not None and (batches is None or only or skip):
+        raise typer.BadParameter(
+            "it needs --calibrate" if batches is None else f"give scopes to the pass: {quantize}{{skip=[...]}}",
+            param_hint="--quantize",
+        )
     with progress() as report:
 
-        def track(groups):  # type: ignore[no-untyped-def]
-            for done, group in enumerate(groups):
-                report("scan", done, len(groups))
-                yield group
+        def track(items: Sequence[T]) -> Iterable[T]:
+            for done, item in enumerate(items):
+                report("scan", done, len(items))
+                yield item
 
-        found = scan(program, criterion=criterion, calibration=batches, only=only, skip=skip, track=track)
+        scan: Sequence[Sensitivity] | Sequence[Damage]
+        draw: Callable[[Any], str]
+        table: Callable[[Any], Table]
+        if quantize is None:
+            from shave.passes.prune.sensitivity import scan as scan_groups
+            from shave.passes.prune.sensitivity_chart import draw
+
+            scan = scan_groups(program, criterion=criterion, calibration=batches, only=only, skip=skip, track=track)
+            table = _of_groups
+        else:
+            from shave.passes.manager import PassManager
+            from shave.passes.quantize.sensitivity import scan as scan_products
+            from shave.passes.quantize.sensitivity_chart import draw
+
+            assert batches is not None
+            program = PassManager("simplify").run(program)
+            scan = scan_products(program, quantize, calibration=batches, track=track)
+            table = _of_products
     if svg is not None:
-        svg.write_text(draw(found), encoding="utf-8")
+        svg.write_text(draw(scan), encoding="utf-8")
     if json:
-        print_json([each.to_json() for each in found])
+        print_json([each.to_json() for each in scan])
         return
+    results.print(table(scan))
+
+
+def _of_groups(scan: Sequence[Sensitivity]) -> Table:
+    from shave.passes.prune.sensitivity import RATIOS
+
     table = Table("group", "units", *(f"-{ratio:.0%}" for ratio in RATIOS))
-    for each in found:
+    for each in scan:
         near = {min(RATIOS, key=lambda ratio, point=point: abs(ratio - point.ratio)): point for point in each.points}  # type: ignore[misc]
         cells = [f"{near[ratio].error:.2g}" if ratio in near else "" for ratio in RATIOS]
         table.add_row(each.group, str(each.units), *cells)
-    results.print(table)
+    return table
+
+
+def _of_products(scan: Sequence[Damage]) -> Table:
+    from shave.passes.quantize.sensitivity_chart import COLUMNS, label
+
+    table = Table("product", *COLUMNS)
+    for each in scan:
+        table.add_row(label(each), *(f"{getattr(each, attribute):.1f}" for attribute in COLUMNS.values()))
+    return table

@@ -64,13 +64,18 @@ class Quantize(Pass):
     def apply(self, program: Program, context: Context) -> Report:
         """See the class."""
         evaluate = context.need("evaluate", self) if self.max_drop is not None else None
+        simplified = _simplify(program, context)
         recipe = self.recipe(program.clone(), context)
         if evaluate is None or self.max_drop is None:
-            return recipe.apply(program)
-        return mixed(recipe, program, evaluate, self.max_drop, context)
+            report = recipe.apply(program)
+        else:
+            report = mixed(recipe, program, evaluate, self.max_drop, context)
+        if simplified:
+            report.applied("program", f"made ready by {', '.join(simplified)}: integer weights can no longer be folded")
+        return report
 
     def recipe(self, program: Program, context: Context) -> Recipe:
-        """All that calibration tells of a program.
+        """All that calibration tells of a program, which stays as it is.
 
         Raises:
             PipelineError: A scope matches nothing, or the calibration data is missing or spoiled.
@@ -90,3 +95,14 @@ class Quantize(Pass):
 
     def _observer(self) -> Observer:
         return Percentile(self.percentile) if self.calibrate == Percentile.name else OBSERVERS[self.calibrate]()
+
+
+def _simplify(program: Program, context: Context) -> list[str]:
+    """Run the preset ``simplify`` in place; the names of the passes that had something to do."""
+    from shave.passes.pipeline import parse
+
+    names = []
+    for each in parse("simplify"):
+        if any(entry.verdict == "applied" for entry in each.apply(program, context).entries):
+            names.append(each.name)
+    return names

@@ -111,7 +111,7 @@ def scan(
     """Scan a program.
 
     Args:
-        program: In float; stays as it is.
+        program: In float; stays as it is. The preset ``simplify`` should have run.
         options: The pass, as pipeline text: ``quantize{calibrate=minmax}``.
         calibration: Input tuples.
         samples: How many of them the outputs are compared on, rounded up to whole batches.

@@ -44,3 +44,18 @@ def test_bad_input(inside):
         outcome = call(f"sensitivity net.onnx {line}")
         assert outcome.code == 2
         assert message in outcome.err
+
+
+def test_what_integers_cost(inside):
+    np.savez("many.npz", x=np.random.default_rng(0).standard_normal((4, 3, 7, 5), dtype=np.float32))
+    outcome = call("sensitivity net.onnx --calibrate many.npz --quantize quantize --svg scan.svg --json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.data
+    assert all(each["alone_db"] > 10 for each in outcome.data)
+    assert ElementTree.parse(inside / "scan.svg")
+    table = call("sensitivity net.onnx --calibrate many.npz --quantize quantize{calibrate=minmax}")
+    assert table.code == 0, table.err
+    assert "alone" in table.out
+    missing = call("sensitivity net.onnx --quantize quantize")
+    assert missing.code == 2
+    assert "needs --calibrate" in missing.err

@@ -9,6 +9,7 @@ from torch import nn
 
 from shave.ir.from_torch import trace
 from shave.ir.program import Program
+from shave.passes.manager import PassManager
 
 
 class Residual(nn.Module):
@@ -121,4 +122,7 @@ def _traced(module: nn.Module, example: torch.Tensor) -> Program:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    return trace(module.eval(), (example,), dynamic_shapes={"x": {0: "N"}})
+    program = trace(module.eval(), (example,), dynamic_shapes={"x": {0: "N"}})
+    simple = PassManager("simplify").run(program)
+    simple.report = ()
+    return simple

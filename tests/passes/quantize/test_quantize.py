@@ -240,3 +240,52 @@ def test_norms_scores_and_sums_before_norms_stay_in_float() -> None:
     sums = [texts[name] for name in texts if name.startswith("add")]
     assert any("it feeds a normalisation" in text for text in sums)
     assert "before that is rounded" in texts["gelu"]
+
+
+def test_batch_norms_are_folded_first() -> None:
+    class Normed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 5, 3)
+            self.norm = torch.nn.BatchNorm2d(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(x)).relu()
+
+    program = shave.trace(Normed(), (torch.randn(2, 3, 7, 7),))
+    result, report = run_pass("quantize", program, calibration=[torch.randn(2, 3, 7, 7)])
+    assert not any("batch_norm" in op_name(node) for node in result.calls)
+    assert report.applied[-1].text.startswith("made ready by fold-batchnorm")
+
+
+def _closeness(program: Program) -> Callable[[Program], float]:
+    data = batches(program)
+    want = values(program, data)
+    return lambda other: min(100.0, difference(want, values(other, data)).sqnr_db)
+
+
+@pytest.mark.parametrize("drop", [0.0, 40.0, 55.0, 90.0])
+def test_layers_go_back_to_float_until_quality_holds(drop: float) -> None:
+    program = residual()
+    result, report = run_pass(
+        f"quantize{{bits=6 max-drop={drop}}}", program, calibration=batches(program), evaluate=_closeness(program)
+    )
+    quality = _closeness(program)(result)
+    assert quality >= 100 - drop
+    assert report.metrics["quality_after"] == pytest.approx(quality)
+    back = [entry for entry in report.skipped if "back in float" in entry.text]
+    assert len(back) == report.metrics["products_in_float"] == 4 - report.metrics["integer_products"]
+
+
+def test_quality_needs_something_to_judge_it() -> None:
+    program = residual()
+    with pytest.raises(PipelineError, match="needs evaluate"):
+        shave.PassManager("quantize{max-drop=1.0}").run(program, calibration=batches(program))
+
+
+def test_reduced_range_keeps_pairs_of_products_in_16_bits() -> None:
+    result = quantized(residual(), "quantize{reduce-range=true}")
+    stored = [tensor for _, tensor in result.weights() if tensor.dtype == torch.int8]
+    assert stored
+    assert max(int(tensor.abs().max()) for tensor in stored) == 63
+    assert 2 * 255 * 63 < 2**15
