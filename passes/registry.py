@@ -10,6 +10,7 @@ from shave.passes.base import Pass
 from shave.passes.suggest import nearest
 
 PASSES = {
+    "cast": "shave.passes.quantize.cast:Cast",
     "codebook": "shave.passes.codebook.codebook:Codebook",
     "correct-bias": "shave.passes.quantize.correct_bias:CorrectBias",
     "dead-code": "shave.passes.simplify.dead_code:DeadCode",
@@ -22,6 +23,8 @@ PASSES = {
     "pool-first": "shave.passes.simplify.pool_first:PoolFirst",
     "prune-channels": "shave.passes.prune.channels:PruneChannels",
     "quantize": "shave.passes.quantize.quantize:Quantize",
+    "quantize-dynamic": "shave.passes.quantize.dynamic:QuantizeDynamic",
+    "quantize-weights": "shave.passes.quantize.weights:QuantizeWeights",
     "smooth": "shave.passes.quantize.smooth:Smooth",
     "winograd": "shave.passes.winograd.winograd:Winograd",
 }

@@ -101,8 +101,5 @@ def _simplify(program: Program, context: Context) -> list[str]:
     """Run the preset ``simplify`` in place; the names of the passes that had something to do."""
     from shave.passes.pipeline import parse
 
-    names = []
-    for each in parse("simplify"):
-        if any(entry.verdict == "applied" for entry in each.apply(program, context).entries):
-            names.append(each.name)
-    return names
+    reports = {each.name: each.apply(program, context) for each in parse("simplify")}
+    return [name for name, report in reports.items() if any(entry.verdict == "applied" for entry in report.entries)]

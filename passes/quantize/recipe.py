@@ -11,11 +11,11 @@ from torch import fx
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.factorize.layer import value_of
-from shave.passes.quantize import weights
 from shave.passes.quantize.affine import Affine, Scheme
 from shave.passes.quantize.calibrate import observe
 from shave.passes.quantize.correct_bias import correct
 from shave.passes.quantize.insertion import insert_pairs
+from shave.passes.quantize.integers import insert, is_integer, scales_of, to_nearest, weight_axis
 from shave.passes.quantize.layerwise import Loss, losses
 from shave.passes.quantize.observers import Observer
 from shave.passes.quantize.placement import Placement, place, selectable
@@ -114,16 +114,16 @@ class Recipe:
             weight = placement.weights.get(node)
             if weight is None:
                 continue
-            axis = weights.weight_axis(node, weight)
-            if weights.is_integer(program, weight, axis):
+            axis = weight_axis(node, weight)
+            if is_integer(program, weight, axis):
                 texts[node] = "weights are integers already"
                 continue
             axis = axis if self._form.per_channel else None
             if (weight, axis) not in made:
                 values = value_of(program, weight)
-                integers = weights.to_nearest(values, weights.scales_of(values, axis, scheme), axis, scheme)
+                rounded = to_nearest(values, scales_of(values, axis, scheme), axis, scheme)
                 stored = weight if weight.op == "get_attr" else weight.all_input_nodes[0]
-                made[weight, axis] = weights.insert(rewriter, integers, weight, str(stored.target), node)
+                made[weight, axis] = insert(rewriter, rounded, weight, str(stored.target), node)
             node.replace_input_with(weight, made[weight, axis])
             how = "with one scale" if axis is None else "with a scale for each output"
             texts[node] = f"weights from {scheme.low} to {scheme.high} {how}"

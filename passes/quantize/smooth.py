@@ -10,7 +10,7 @@ from shave.ir.program import Program
 from shave.passes.base import Context, Exactness, Pass, option
 from shave.passes.quantize.calibrate import observe, samples_of
 from shave.passes.quantize.links import FACTORS, find
-from shave.passes.quantize.observers.channels import ChannelMaxima
+from shave.passes.quantize.observers.magnitude import ChannelMaxima
 from shave.passes.report import Report
 from shave.passes.stages import Stage
 

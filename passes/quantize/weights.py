@@ -1,118 +1,162 @@
-"""Weights as integers."""
+"""Store weights as small integers, whatever activations are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
-from shave.passes.quantize.affine import SMALLEST_SCALE, Scheme
+from shave.passes.base import Context, Exactness, Pass, option
+from shave.passes.quantize.affine import weight_scheme
+from shave.passes.quantize.calibrate import observe, samples_of
+from shave.passes.quantize.integers import Integers, along, insert, insert_groups, scales_of, to_nearest, weight_axis
+from shave.passes.quantize.products import Product, product_of
+from shave.passes.quantize.rounding import Gram, to_least_error
 from shave.passes.quantize.table import PRODUCTS
-
-_Q = torch.ops.quantized_decomposed
+from shave.passes.report import Report
+from shave.passes.scope import select
+from shave.passes.stages import Stage
 
 
 @dataclass(frozen=True)
-class Integers:
-    """A weight as integers with symmetric scales.
+class QuantizeWeights(Pass):
+    """Store the weights of products as integers; activations stay in float.
 
-    Attributes:
-        values: int8, in the weight's shape.
-        scales: float32 [channels], or [1] where one serves the whole tensor.
-        axis: The axis of the channels; None: one scale.
-        scheme: The integers.
+    Weights have a scale for each output, or with ``group`` one for so many inputs of an output. With
+    ``rounding=second-order`` they are rounded by what that does to the outputs on calibration data. ``quantize`` behind
+    it leaves 8-bit weights as they are and makes the activations integers, too.
     """
 
-    values: torch.Tensor
-    scales: torch.Tensor
-    axis: int | None
-    scheme: Scheme
+    name = "quantize-weights"
+    exactness = Exactness.LOSSY
+    requires = Stage.FLOAT | Stage.QUANTIZED
+    ensures = Stage.QUANTIZED
 
-    @property
-    def reals(self) -> torch.Tensor:
-        """What the integers stand for, float32."""
-        return self.values.float() * along(self.scales, self.axis, self.values.dim())
-
-
-def weight_axis(node: fx.Node, weight: fx.Node) -> int | None:
-    """The axis of a product's weight along which its outputs lie; None where no axis of the weight has them all."""
-    operands = PRODUCTS[op_name(node)]
-    rank = len(weight.meta["val"].shape)
-    if rank < 2:
-        return None
-    if operands.axis in (0, 1):
-        names = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr]
-        transposed = operands.axis == 1 or ("transposed" in names and bool(argument(node, "transposed")))
-        if transposed:
-            return 1 if int(argument(node, "groups")) == 1 else None
-        return 0
-    first = argument(node, operands.data) is weight
-    return rank - 2 if first else rank - 1
-
-
-def scales_of(weight: torch.Tensor, axis: int | None, scheme: Scheme) -> torch.Tensor:
-    """The scales that map the largest magnitude of each channel onto the largest integer; 1 for channels of zeros."""
-    magnitude = weight.detach().abs().float()
-    if axis is None:
-        largest = magnitude.amax().reshape(1) if magnitude.numel() else torch.zeros(1)
-    else:
-        largest = magnitude.movedim(axis, 0).flatten(1).amax(1)
-    return torch.where(largest == 0, 1.0, (largest / scheme.high).clamp_min(SMALLEST_SCALE))
-
-
-def to_nearest(weight: torch.Tensor, scales: torch.Tensor, axis: int | None, scheme: Scheme) -> Integers:
-    """Round each weight to the nearest integer, ties to even."""
-    steps = torch.round(weight.detach().float() / along(scales, axis, weight.dim()))
-    return Integers(steps.clamp(scheme.low, scheme.high).to(torch.int8), scales, axis, scheme)
-
-
-def along(scales: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:
-    """Scales in a shape that broadcasts against a tensor of that rank."""
-    shape = [1] * rank
-    if axis is not None:
-        shape[axis] = -1
-    return scales.reshape(shape)
-
-
-def insert(rewriter: Rewriter, integers: Integers, weight: fx.Node, name: str, before: fx.Node) -> fx.Node:
-    """Add the integers, their scales and the dequantize call that gives the reals."""
-    scheme = integers.scheme
-    stored = rewriter.weight(name, integers.values, sources=[weight])
-    ends = (scheme.low, scheme.high, scheme.dtype)
-    if integers.axis is None:
-        return rewriter.call(
-            _Q.dequantize_per_tensor.default,
-            (stored, float(integers.scales), 0, *ends),
-            before=before,
-            sources=[weight],
-        )
-    scales = rewriter.weight(f"{name}_scale", integers.scales, sources=[weight])
-    zeros = rewriter.weight(
-        f"{name}_zero_point", torch.zeros(len(integers.scales), dtype=torch.int64), sources=[weight]
+    bits: int = option(8, search=(8, 6, 5, 4, 3), help="bits of a weight, 2 to 8")
+    group: int | None = option(None, search=(None, 128, 64, 32), help="inputs that share a scale; none: all of them")
+    rounding: Literal["nearest", "second-order"] = option(
+        "nearest", help="to the nearest integer, or so that errors make up for each other on calibration data"
     )
-    return rewriter.call(
-        _Q.dequantize_per_channel.default,
-        (stored, scales, zeros, integers.axis, *ends),
-        before=before,
-        sources=[weight],
-    )
+    samples: int = option(300, help="calibration samples to use at most")
+    layers: tuple[str, ...] = option((), help="scopes to store so; all by default")
+    skip: tuple[str, ...] = option((), help="scopes to leave in float")
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits is {self.bits}, but lies from 2 to 8")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"group is {self.group}, but is 1 at least")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}, but is 1 at least")
+
+    def apply(self, program: Program, context: Context) -> Report:
+        """See the class."""
+        report = Report()
+        products = self._products(program, report)
+        grams: dict[fx.Node, Gram] = {}
+        if self.rounding == "second-order":
+            grams = {product.node: Gram(program, product.node, context.seed) for product in products}
+            usable = {node: gram for node, gram in grams.items() if not gram.why_not}
+            sources = _Fan.of((argument(node, PRODUCTS[op_name(node)].data), gram) for node, gram in usable.items())
+            observe(program, sources, samples_of(context.batches(program, self), program, self.samples))
+        made: dict[fx.Node, tuple[fx.Node, str]] = {}
+        with program.rewrite(by=self.name) as rewriter:
+            for product in products:
+                weight = argument(product.node, product.weight)
+                if weight not in made:
+                    made[weight] = self._store(program, rewriter, product, weight, grams.get(product.node))
+                fresh, text = made[weight]
+                product.node.replace_input_with(weight, fresh)
+                report.applied(product.node, text)
+        return report
+
+    def _products(self, program: Program, report: Report) -> list[Product]:
+        found = []
+        candidates = [node for node in program.calls if op_name(node) in PRODUCTS]
+        for node in select(program, candidates, self.layers, self.skip):
+            product = product_of(program, node)
+            if product is None:
+                report.skipped(node, "it has no constant weights")
+                continue
+            weight = argument(node, product.weight)
+            if weight.op != "get_attr":
+                report.skipped(node, "its weights are integers already")
+            elif not program.weight(weight).is_floating_point() or not program.weight(weight).isfinite().all():
+                report.skipped(node, "its weights are not finite floats")
+            elif self.group is not None and (reason := self._why_no_groups(node, weight)):
+                report.skipped(node, reason)
+            else:
+                found.append(product)
+        return found
+
+    def _why_no_groups(self, node: fx.Node, weight: fx.Node) -> str:
+        if weight_axis(node, weight) != 0 or len(weight.meta["val"].shape) != 2:
+            return "groups are for weights [outputs, inputs]: linear layers"
+        inputs = int(weight.meta["val"].shape[1])
+        return f"its {inputs} inputs are no multiple of {self.group}" if inputs % (self.group or 1) else ""
+
+    def _store(
+        self, program: Program, rewriter: Rewriter, product: Product, weight: fx.Node, gram: Gram | None
+    ) -> tuple[fx.Node, str]:
+        scheme = weight_scheme(self.bits)
+        values = program.weight(weight).detach()
+        axis = weight_axis(product.node, weight)
+        shaped = values if self.group is None else values.reshape(-1, self.group)
+        scales = scales_of(shaped, axis, scheme)
+        rounded = to_nearest(shaped, scales, axis, scheme)
+        text = f"weights of {self.bits} bits" + (f" in groups of {self.group}" if self.group is not None else "")
+        if gram is not None and gram.why_not:
+            text += f", rounded to the nearest: {gram.why_not}"
+        elif gram is not None and gram.rows:
+            rounded, before, after = _second_order(values, shaped, rounded, axis, gram)
+            text += (
+                f", error of the outputs {100 * before**0.5:.2g} % rounded to the nearest, {100 * after**0.5:.2g} % now"
+            )
+        name = str(weight.target)
+        if self.group is None:
+            return insert(rewriter, rounded, weight, name, product.node), text
+        return insert_groups(rewriter, rounded, weight, name, product.node), text
 
 
-def is_integer(program: Program, weight: fx.Node, axis: int | None) -> bool:
-    """Whether a weight lies as symmetric 8-bit integers, of one scale or one per output, behind a dequantize call."""
-    name = op_name(weight) if weight.op == "call_function" else ""
-    if name not in ("quantized_decomposed.dequantize_per_channel", "quantized_decomposed.dequantize_per_tensor"):
-        return False
-    values = weight.args[0]
-    if not isinstance(values, fx.Node) or program.weight(values).dtype != torch.int8:
-        return False
-    if name.endswith("per_tensor"):
-        return weight.args[2] == 0
-    _, _, zeros, where, *_ = weight.args
-    rank = len(weight.meta["val"].shape)
-    return where % rank == axis and not (isinstance(zeros, fx.Node) and program.weight(zeros).any())  # type: ignore[operator]
+def _second_order(
+    values: torch.Tensor, shaped: torch.Tensor, rounded: Integers, axis: int | None, gram: Gram
+) -> tuple[Integers, float, float]:
+    """Round the rows of each group of a layer; gives the errors of the outputs, relative and squared, too."""
+    scheme = rounded.scheme
+    spread = along(rounded.scales, axis, shaped.dim()).expand(shaped.shape).reshape(values.shape)
+    turned = gram.groups == 1 and values.dim() == 2 and values.shape[0] == gram.sums.shape[1] and axis == 1
+    rows, steps = (each.T if turned else each for each in (values, spread))
+    rows, steps = (each.reshape(gram.groups, each.shape[0] // gram.groups, -1) for each in (rows, steps))
+    found, before, after = [], 0.0, 0.0
+    for number in range(gram.groups):
+        whole, one, other = to_least_error(rows[number], steps[number], scheme, gram.sums[number])
+        found.append(whole)
+        before, after = before + one / gram.groups, after + other / gram.groups
+    whole = torch.cat(found)
+    whole = whole.reshape(values.T.shape).T if turned else whole.reshape(values.shape)
+    integers = whole.reshape(shaped.shape).to(torch.int8).contiguous()
+    return Integers(integers, rounded.scales, rounded.axis, scheme), before, after
+
+
+class _Fan:
+    """Shows one value to several that look at it."""
+
+    def __init__(self) -> None:
+        self._grams: list[Gram] = []
+
+    def observe(self, values: torch.Tensor) -> None:
+        for gram in self._grams:
+            gram.observe(values)
+
+    @staticmethod
+    def of(pairs: Iterable[tuple[fx.Node, Gram]]) -> dict[fx.Node, _Fan]:
+        found: dict[fx.Node, _Fan] = {}
+        for source, gram in pairs:
+            found.setdefault(source, _Fan())._grams.append(gram)
+        return found

@@ -1,4 +1,4 @@
-"""The largest magnitude of each channel."""
+"""The largest magnitude, of each channel or of all values."""
 
 from __future__ import annotations
 
@@ -26,3 +26,19 @@ class ChannelMaxima:
         if rows.numel():
             found = rows.amax(1)
             self.largest = torch.maximum(self.largest, found) if len(self.largest) else found
+
+
+class Extremes:
+    """Keeps the largest magnitude of all values, infinities included.
+
+    Attributes:
+        largest: 0 as long as nothing was seen.
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+
+    def observe(self, values: torch.Tensor) -> None:
+        """Take in a tensor; an empty one changes nothing."""
+        if values.numel():
+            self.largest = max(self.largest, float(values.detach().abs().max()))
