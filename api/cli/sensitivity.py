@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Table
@@ -59,30 +59,28 @@ def sensitivity(
                 report("scan", done, len(items))
                 yield item
 
-        scan: Sequence[Sensitivity] | Sequence[Damage]
-        draw: Callable[[Any], str]
-        table: Callable[[Any], Table]
         if quantize is None:
-            from shave.passes.prune.sensitivity import scan as scan_groups
+            from shave.passes.prune.sensitivity import scan
             from shave.passes.prune.sensitivity_chart import draw
 
-            scan = scan_groups(program, criterion=criterion, calibration=batches, only=only, skip=skip, track=track)
-            table = _of_groups
+            groups = scan(program, criterion=criterion, calibration=batches, only=only, skip=skip, track=track)
+            table, picture, data = _of_groups(groups), draw(groups), [each.to_json() for each in groups]
         else:
             from shave.passes.manager import PassManager
             from shave.passes.quantize.sensitivity import scan as scan_products
-            from shave.passes.quantize.sensitivity_chart import draw
+            from shave.passes.quantize.sensitivity_chart import draw as draw_products
 
             assert batches is not None
             program = PassManager("simplify").run(program)
-            scan = scan_products(program, quantize, calibration=batches, track=track)
-            table = _of_products
+            products = scan_products(program, quantize, calibration=batches, track=track)
+            table, picture = _of_products(products), draw_products(products)
+            data = [each.to_json() for each in products]
     if svg is not None:
-        svg.write_text(draw(scan), encoding="utf-8")
+        svg.write_text(picture, encoding="utf-8")
     if json:
-        print_json([each.to_json() for each in scan])
-        return
-    results.print(table(scan))
+        print_json(data)
+    else:
+        results.print(table)
 
 
 def _of_groups(scan: Sequence[Sensitivity]) -> Table:

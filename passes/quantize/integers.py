@@ -122,4 +122,5 @@ def is_integer(program: Program, weight: fx.Node, axis: int | None) -> bool:
         return weight.args[2] == 0
     _, _, zeros, where, *_ = weight.args
     rank = len(weight.meta["val"].shape)
-    return where % rank == axis and not (isinstance(zeros, fx.Node) and program.weight(zeros).any())  # type: ignore[operator]
+    centred = not isinstance(zeros, fx.Node) or not bool(program.weight(zeros).any())
+    return centred and isinstance(where, int) and where % rank == axis

@@ -175,8 +175,8 @@ def _form(product: Product, weight: torch.Tensor) -> tuple[list[int], list[int]]
 
 def _is_rectifier(node: fx.Node) -> bool:
     if op_name(node) == "aten.clamp_min":
-        return argument(node, "min") == 0
-    return op_name(node) == "aten.clamp" and argument(node, "min") == 0 and argument(node, "max") is None
+        return bool(argument(node, "min") == 0)
+    return bool(op_name(node) == "aten.clamp" and argument(node, "min") == 0 and argument(node, "max") is None)
 
 
 def _is_plain(program: Program, weight: fx.Node) -> bool:

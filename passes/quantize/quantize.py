@@ -10,7 +10,8 @@ from shave.passes.base import Context, Exactness, Pass, option
 from shave.passes.quantize.affine import ACTIVATIONS, weight_scheme
 from shave.passes.quantize.calibrate import samples_of
 from shave.passes.quantize.mixed import mixed
-from shave.passes.quantize.observers import OBSERVERS, Observer
+from shave.passes.quantize.observers import OBSERVERS
+from shave.passes.quantize.observers.observer import Observer
 from shave.passes.quantize.observers.percentile import Percentile
 from shave.passes.quantize.placement import selectable
 from shave.passes.quantize.recipe import Form, Recipe

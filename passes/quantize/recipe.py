@@ -17,7 +17,7 @@ from shave.passes.quantize.correct_bias import correct
 from shave.passes.quantize.insertion import insert_pairs
 from shave.passes.quantize.integers import insert, is_integer, scales_of, to_nearest, weight_axis
 from shave.passes.quantize.layerwise import Loss, losses
-from shave.passes.quantize.observers import Observer
+from shave.passes.quantize.observers.observer import Observer
 from shave.passes.quantize.placement import Placement, place, selectable
 from shave.passes.report import Report
 

@@ -27,5 +27,5 @@ class Percentile(HistogramObserver):
         below = np.cumsum(counts) / counts.sum()
         share = self._percent / 100
         low = centres[np.searchsorted(below, 1 - share, side="right")] if share < 1 else whole[0]
-        high = centres[min(np.searchsorted(below, share), len(centres) - 1)] if share < 1 else whole[1]
+        high = centres[min(int(np.searchsorted(below, share)), len(centres) - 1)] if share < 1 else whole[1]
         return float(max(whole[0], min(low, 0.0))), float(min(whole[1], max(high, 0.0)))
