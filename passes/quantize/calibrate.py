@@ -11,6 +11,9 @@ from torch import fx
 from shave.ir.errors import PipelineError
 from shave.ir.program import Program
 
+PIECE = 16
+"""Samples that run at a time: memory does not grow with the batches that are given."""
+
 
 class Observes(Protocol):
     """What can be shown values."""
@@ -34,10 +37,10 @@ def observe(program: Program, observers: Mapping[fx.Node, Observes], batches: It
 def samples_of(
     batches: Iterable[tuple[torch.Tensor, ...]], program: Program, samples: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The first samples: whole batches, the last one cut where the program lets its size vary.
+    """The first samples, in pieces of at most :data:`PIECE` where the program lets the size of a batch vary.
 
     Raises:
-        PipelineError: A batch holds a value that is not a number.
+        PipelineError: A batch holds a value that is not finite.
     """
     first = {spec.shape[0] if spec.shape else None for spec in program.signature.inputs}
     varies = len(first) == 1 and isinstance(name := next(iter(first)), str) and name in program.signature.dims
@@ -51,9 +54,14 @@ def samples_of(
                     f"batch {number} of the calibration data holds NaN or infinity in input {spec.name!r}: "
                     "leave that sample out"
                 )
-        size = batch[0].shape[0] if varies else 1
-        yield tuple(tensor[:left] for tensor in batch) if varies and size > left else batch
-        left -= size
+        if varies:
+            whole = min(batch[0].shape[0], left)
+            for start in range(0, whole, PIECE):
+                yield tuple(tensor[start : min(start + PIECE, whole)] for tensor in batch)
+            left -= whole
+        else:
+            yield batch
+            left -= batch[0].shape[0] if None not in first and len(first) == 1 else 1
 
 
 class _Watcher(fx.Interpreter):

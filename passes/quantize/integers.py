@@ -119,7 +119,7 @@ def is_integer(program: Program, weight: fx.Node, axis: int | None) -> bool:
     if not isinstance(values, fx.Node) or program.weight(values).dtype != torch.int8:
         return False
     if name.endswith("per_tensor"):
-        return weight.args[2] == 0
+        return bool(weight.args[2] == 0)
     _, _, zeros, where, *_ = weight.args
     rank = len(weight.meta["val"].shape)
     centred = not isinstance(zeros, fx.Node) or not bool(program.weight(zeros).any())

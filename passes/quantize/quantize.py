@@ -71,6 +71,9 @@ class Quantize(Pass):
             report = recipe.apply(program)
         else:
             report = mixed(recipe, program, evaluate, self.max_drop, context)
+        if getattr(context.target, "int8_dot", None) == "none":
+            what = "has no dot product of 8-bit integers: they are widened, and save bytes more than time"
+            report.skipped("target", f"{context.target.name} {what}")
         if simplified:
             report.applied("program", f"made ready by {', '.join(simplified)}: integer weights can no longer be folded")
         return report

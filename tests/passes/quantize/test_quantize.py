@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 import shave
+from shave.backends.targets import resolve
 from shave.ir.errors import PipelineError, SignatureError
 from shave.ir.ops import op_name
 from shave.ir.program import Program
@@ -108,6 +109,24 @@ def test_onnx_runtime_gives_equal_outputs(case: str, optimise: bool, tmp_path: P
         assert isinstance(want, torch.Tensor)
         # A product summed in another order can round to the next integer, here and there.
         assert difference(want, got).sqnr_db > (50 if not optimise else 40)
+
+
+def test_openvino_gives_equal_outputs(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    program = residual()
+    result = quantized(program)
+    result.to_onnx(tmp_path / "q.onnx")
+    compiled = openvino.Core().compile_model(tmp_path / "q.onnx", "CPU")
+    (batch,) = batches(program, 1, 5)
+    want = result(*batch)
+    assert isinstance(want, torch.Tensor)
+    assert difference(want, compiled([batch[0].numpy()])[0]).sqnr_db > 35
+
+
+def test_a_target_without_dot_products_is_told_of() -> None:
+    program = residual()
+    _, report = run_pass("quantize", program, calibration=batches(program), target=resolve("x86-64-v3"))
+    assert {entry.node: entry.text for entry in report.skipped}["target"].startswith("x86-64-v3 has no dot product")
 
 
 def test_the_exported_file_keeps_integer_weights(tmp_path: Path) -> None:
