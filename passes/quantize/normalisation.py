@@ -28,7 +28,7 @@ def decomposed(program: Program) -> dict[fx.Node, fx.Node]:
         statistic = _statistic(node)
         if statistic is not None:
             source, inner = statistic
-            inner.update(_between(source, inner))
+            inner.update(_centred(source))
             for last in _divisions(node, inner):
                 found.update(dict.fromkeys([*inner, node, *_path(node, last), last], last))
         elif op_name(node) == "aten.div":
@@ -70,21 +70,25 @@ def _source(reduction: fx.Node, passed: set[fx.Node]) -> fx.Node:
     while _is_square(value):
         passed.add(value)
         value = _operands(value)[0]
-    if op_name(value) == "aten.sub" and len(operands := _operands(value)) == 2:
-        centred, mean = operands
-        way: set[fx.Node] = {mean}
-        ends = [mean] if op_name(mean) in _REDUCTIONS else _ends(mean, way)
-        if ends and all(op_name(end) in _REDUCTIONS and _operands(end)[:1] == [centred] for end in ends):
-            passed |= {value, *way}
+    if op_name(value) == "aten.sub" and _operands(value):
+        centred = _operands(value)[0]
+        way = set(_centred(centred))
+        if value in way:
+            passed |= way
             return centred
     return value
 
 
-def _between(source: fx.Node, inner: set[fx.Node]) -> Iterator[fx.Node]:
-    """Distances from the mean that are computed a second time, for the division."""
+def _centred(source: fx.Node) -> Iterator[fx.Node]:
+    """Distances of a value from its mean, with what leads to the mean."""
     for user in source.users:
-        if op_name(user) == "aten.sub" and any(operand in inner for operand in _operands(user)):
-            yield user
+        operands = _operands(user) if op_name(user) == "aten.sub" else []
+        if len(operands) == 2 and operands[0] is source:
+            way = {operands[1]}
+            ends = [operands[1]] if op_name(operands[1]) in _REDUCTIONS else _ends(operands[1], way)
+            if ends and all(op_name(end) in _REDUCTIONS and _operands(end) == [source] for end in ends):
+                yield user
+                yield from way
 
 
 def _divisions(root: fx.Node, inner: set[fx.Node]) -> list[fx.Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from shave.ir.ops import op_name
 from shave.ir.program import Program
 from shave.passes.base import Context, Exactness, Pass, option
 from shave.passes.quantize.affine import ACTIVATIONS, weight_scheme
@@ -102,8 +103,13 @@ class Quantize(Pass):
 
 
 def _simplify(program: Program, context: Context) -> list[str]:
-    """Run the preset ``simplify`` in place; the names of the passes that had something to do."""
+    """Run the preset ``simplify`` in place; the names of the passes that had something to do.
+
+    A program whose activations are quantized is left as it is.
+    """
     from shave.passes.pipeline import parse
 
+    if any(op_name(node).startswith("quantized_decomposed.quantize") for node in program.calls):
+        return []
     reports = {each.name: each.apply(program, context) for each in parse("simplify")}
     return [name for name, report in reports.items() if any(entry.verdict == "applied" for entry in report.entries)]
