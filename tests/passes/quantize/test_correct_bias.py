@@ -46,9 +46,9 @@ class TestContract(PassContract):
 def test_the_mean_of_the_first_layer_is_that_of_the_float_program() -> None:
     """Of the first layer all inputs are the same, so that its mean can be compared from outside."""
     program = residual()
-    data = batches(program, 64, 16)
+    data = [(batch[0].abs(),) for batch in batches(program, 16, 16)]  # rounded weights shift what has a mean
     coarse = shave.PassManager("quantize{bits=3 correct-bias=false}").run(program, calibration=data)
-    mended, report = run_pass("correct-bias{samples=1024}", coarse, calibration=data, reference=program)
+    mended, report = run_pass("correct-bias", coarse, calibration=data, reference=program)
     assert report.applied
 
     def mean(which: Program) -> torch.Tensor:
