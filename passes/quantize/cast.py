@@ -58,14 +58,17 @@ class Cast(Pass):
         dtype = _DTYPES[self.dtype]
         limit = torch.finfo(dtype).max / self.room
         narrow: dict[fx.Node, fx.Node] = {}
+        large = {
+            node: [each for each in [*node.all_input_nodes, node] if each in values and values[each].largest > limit]
+            for node in chosen
+        }
         with program.rewrite(by=self.name) as rewriter:
             for node in chosen:
-                operands = [each for each in node.all_input_nodes if _is_float(each)]
-                large = [each for each in [*operands, node] if values[each].largest > limit]
-                if large:
-                    what = f"{large[0].name} reaches {values[large[0]].largest:.3g}"
+                if large[node]:
+                    what = f"{large[node][0].name} reaches {values[large[node][0]].largest:.3g}"
                     report.skipped(node, f"{what}, and {self.dtype} ends at {torch.finfo(dtype).max:.3g}")
                     continue
+                operands = [each for each in node.all_input_nodes if _is_float(each)]
                 self._cast(program, rewriter, node, operands, dtype, narrow)
                 report.applied(node, f"computed in {self.dtype}")
             rewriter.infer_all()
