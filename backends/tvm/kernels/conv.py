@@ -1,10 +1,14 @@
-"""Direct float32 convolution from blocked or plain input to blocked output, any rank, grouped, dilated, transposed.
+"""Direct convolution from blocked or plain input to blocked output, any rank, grouped, dilated, transposed.
 
 One register tile (:mod:`register_tile`) holds ``pixels`` neighbours along the last axis times ``vectors`` blocks of
 output channels. The reduction runs over blocks of input channels, taps, and channels inside the block; the weights
 lie in that order. Where the weights of a tile outgrow the level 1 cache, all tiles of the image pass a few blocks of
 input channels before the next ones are taken; y holds the sums in between. See :mod:`geometry` for padding and for
 transposed convolutions.
+
+Inputs are float32, or uint8 with int8 weights, which four channels at a time are added up in 32 bits
+(:mod:`arithmetic`); float32 again in the epilogue. The sums of integers start from a value that makes up for the zero
+point of the input, see :func:`corrections`.
 
 Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", SC 2018
 (arXiv 1808.05567). Layout: Y. Liu et al., "Optimizing CNN Model Inference on CPUs" (NeoCPU), ATC 2019.
@@ -22,6 +26,7 @@ import numpy as np
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
+from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.base import (
     Array,
     Flat,
@@ -34,6 +39,7 @@ from shave.backends.tvm.kernels.base import (
     loop,
     offset,
     only_if,
+    pad_channels,
     root,
     tensor,
     unravel,
@@ -44,12 +50,13 @@ from shave.backends.tvm.kernels.geometry import (
     ConvShape,
     Phase,
     PixelRun,
+    TapClasses,
     met_taps,
     phases,
     pixel_runs,
 )
 from shave.backends.tvm.kernels.operands import BlockedOperands
-from shave.backends.tvm.kernels.prefetch import Prefetch
+from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
     Part,
@@ -57,8 +64,8 @@ from shave.backends.tvm.kernels.register_tile import (
 )
 
 __all__ = [
-    "ConvSchedule", "ConvShape", "build", "candidates", "default", "input_shape", "output_shape", "pack", "reference",
-    "seconds",
+    "ConvSchedule", "ConvShape", "build", "candidates", "corrections", "default", "input_shape", "output_shape", "pack",
+    "reference", "seconds",
 ]  # fmt: skip
 
 
@@ -78,15 +85,16 @@ def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
     """Weights as the kernel reads them; the same for all schedules.
 
     Args:
-        weight: ``shape.weight_shape``, float32.
+        weight: ``shape.weight_shape``, float32 or int8.
         shape: The convolution.
         target: Gives the number of lanes.
 
     Returns:
         [output blocks, input blocks of a group, *kernel, channels of an input block, lanes], zeros where a block has no
-        channel or two channels belong to different groups of a merged group.
+        channel or two channels belong to different groups of a merged group. Channels of a step of integers lie side
+        by side, so that the last axes are [steps, lanes, channels of a step].
     """
-    lanes = target.lanes
+    lanes, arithmetic = target.lanes, arithmetic_of(shape.dtype, target)
     blocks = blocks_of(shape, lanes)
     merged = shape.groups // blocks.groups
     if shape.transposed:
@@ -97,14 +105,48 @@ def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
     _, outputs, inputs, *kernel = grouped.shape
     width = 1 if shape.plain_input else lanes
     dense = np.zeros(
-        (blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel), dtype=np.float32
+        (blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel), dtype=arithmetic.weights
     )
     for group in range(shape.groups):
         at = group % merged
         rows, columns = slice(at * outputs, (at + 1) * outputs), slice(at * inputs, (at + 1) * inputs)
         dense[group // merged, rows, columns] = grouped[group]
     split = dense.reshape(blocks.groups * blocks.output_blocks, lanes, blocks.input_blocks, width, *kernel)
-    return np.ascontiguousarray(np.moveaxis(split, (1, 3), (-1, -2)))
+    return np.ascontiguousarray(arithmetic.packed(np.moveaxis(split, (1, 3), (-1, -2))))
+
+
+def corrections(weight: Array, zero_point: int, shape: ConvShape, target: Target) -> Array:
+    """What sums of integers start from, so that an input of ``zero_point`` counts as 0.
+
+    Taps in the padding are left out, so the outputs at the borders need other values than those between them: one for
+    each of :class:`TapClasses`.
+
+    Args:
+        weight: ``shape.weight_shape``, int8.
+        zero_point: The input that stands for 0.
+        shape: The convolution, not transposed.
+        target: Gives the number of lanes.
+
+    Returns:
+        [*classes of each axis, output blocks, lanes], int32.
+    """
+    (axes,) = phases(shape)
+    classes = [TapClasses.of(axis) for axis in axes]
+    sums = weight.astype(np.int64).sum(axis=1)
+    made = np.zeros((*(c.count for c in classes), *_corrected(shape, target)[-2:]), np.int32)
+    for place in np.ndindex(*made.shape[:-2]):
+        met = sums
+        for axis, of, number in zip(axes, classes, place, strict=True):
+            inside = [axis.meets(of.members[number], tap) for tap in range(axis.taps)]
+            met = met[:, inside].sum(axis=1)
+        made[place] = pad_channels(-zero_point * met, target.lanes, "int32")
+    return made
+
+
+def _corrected(shape: ConvShape, target: Target) -> tuple[int, ...]:
+    """Shape of the corrections."""
+    (axes,) = phases(shape)
+    return (*(TapClasses.of(a).count for a in axes), ceil_div(shape.out_channels, target.lanes), target.lanes)
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
@@ -164,7 +206,10 @@ class _Ahead:
 
 
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them."""
+    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them.
+
+    Integers take :func:`corrections` ahead of the operands.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv")
         T.func_attr({"tirx.noalias": True})
@@ -184,13 +229,22 @@ class _Emitter:
         self.batch = extent(shape.batch)
         self.shape = merged(shape, schedule)
         self.depth = schedule.depth or self.blocks.input_blocks
+        self.arithmetic = arithmetic_of(shape.dtype, target)
         total_blocks = self.blocks.groups * self.blocks.output_blocks
         width = 1 if shape.plain_input else self.lanes
         outputs = (self.batch, *output_shape(shape, target)[1:])
-        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]))
-        self.weight = tensor("weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, width, self.lanes))
+        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]), shape.dtype)
+        step = (width, self.lanes)
+        if self.arithmetic.depth > 1:
+            step = (width // self.arithmetic.depth, self.lanes, self.arithmetic.depth)
+        self.weight = tensor(
+            "weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, *step), self.arithmetic.weights
+        )
+        self.corrections: Any = None
+        if self.arithmetic.sums == "int32":
+            self.corrections = tensor("corrections", _corrected(shape, target), "int32")
         self.operands = BlockedOperands(epilogue, outputs)
-        self.y = tensor("y", outputs)
+        self.y = tensor("y", outputs, epilogue.dtype)
         # The sizes that offsets are computed with: rows may be merged, and a plain input has blocks of one channel.
         self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, width)
         self.y_sizes = (total_blocks, *self.shape.out_spatial, self.lanes)
@@ -199,6 +253,8 @@ class _Emitter:
         with root():
             self.x, self.weight, self.y = Flat(self.x), Flat(self.weight), Flat(self.y)
             self.operands.flatten()
+            if self.corrections is not None:
+                self.corrections = Flat(self.corrections)
             for phase in phases(self.shape):
                 self._phase(phase)
 
@@ -277,7 +333,8 @@ class _Emitter:
         whole = self.depth == self.blocks.input_blocks
         pieces = [0] if whole else [v * self._block_elements for v in range(vectors)]
         elements = self.depth * self._chunk_elements * (vectors if whole else 1)
-        return Prefetch.of(elements, chunks, rows * tiles, tuple(pieces)), number * tiles
+        line = LINE_BYTES // np.dtype(self.arithmetic.weights).itemsize
+        return Prefetch.of(elements, chunks, rows * tiles, tuple(pieces), line), number * tiles
 
     @property
     def _chunk_elements(self) -> int:
@@ -303,7 +360,7 @@ class _Emitter:
     ) -> None:
         """One register tile in one pass: ``position`` is its first output, along each axis in units of the phase."""
         lanes = self.lanes
-        tile = RegisterTile(run.tiles.size, vectors, lanes)
+        tile = RegisterTile(run.tiles.size, vectors, lanes, self.arithmetic)
         place = [axis.first_output + q * axis.output_step for axis, q in zip(phase, position, strict=True)]
         result = offset(self.y_sizes, n, block, *place, 0)
         vector_step = prod(self.shape.out_spatial) * lanes
@@ -316,6 +373,8 @@ class _Emitter:
         if steps >= LONG_REDUCTION:
             with only_if(number == 0 if isinstance(number, int) else number < 1):
                 tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
+        if self.corrections is not None:
+            self._correct(tile, phase, run, block, position)
         whole = self.depth == self.blocks.input_blocks
         if not whole:
             with only_if(number > 0):
@@ -343,6 +402,28 @@ class _Emitter:
                     tile.finish(Epilogue(), load, store)
                 with T.Else():
                     tile.finish(self.epilogue, load, store)
+
+    def _correct(
+        self,
+        tile: RegisterTile,
+        phase: tuple[Phase, ...],
+        run: PixelRun,
+        block: int | Expr,
+        position: list[int | Expr],
+    ) -> None:
+        """Start the sums of integers from what makes up for the zero point."""
+        classes = [TapClasses.of(axis) for axis in phase]
+        number: int | Expr = 0
+        for of, q in zip(classes[:-1], position[:-1], strict=True):
+            number = number * of.count + of.number(q)
+        (start,) = bind((number * classes[-1].count * self.y_sizes[0] + block) * self.lanes)
+
+        def value(row: int | Expr, part: Part) -> Expr:
+            # The tiles of a run are alike in which taps they meet, so the first one speaks for all.
+            inside = classes[-1].number(run.first + row) * (self.y_sizes[0] * self.lanes)
+            return self.corrections.load(start + inside + part.vector * self.lanes, self.lanes)
+
+        tile.load(value)
 
     def _reduce(
         self,
@@ -380,7 +461,9 @@ class _Emitter:
                     source = offset(self.x_sizes, n, first_input + b, *pixels, pixel, 0)
                     if ahead is not None:
                         ahead.prefetch.ask(self.weight, ahead.first, chunk - ahead.chunk)
-                    with loop(inputs.size) as c:
+                    depth = self.arithmetic.depth
+                    with loop(ceil_div(inputs.size, depth)) as step:
+                        c = step * depth
                         self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
 
     def _step(
@@ -391,9 +474,10 @@ class _Emitter:
         row_step: int,
         weight: int | Expr,
     ) -> None:
-        """One step of the reduction: one input channel, one tap."""
+        """One step of the reduction: one input channel, or as many as are multiplied at once, and one tap."""
+        depth = self.arithmetic.depth
         tile.multiply_add(
             rows,
-            lambda row: self.x.load(source + row * row_step),
-            lambda v: self.weight.load(weight + v * self._block_elements, self.lanes),
+            lambda row: self.x.load(source + row * row_step, depth),
+            lambda v: self.weight.load(weight + v * self._block_elements, self.lanes * depth),
         )

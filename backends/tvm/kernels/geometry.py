@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from shave.backends.tvm.adapter import Expr, T
+from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import Dimension, Run, ceil_div, even_runs, quotient
 
 
@@ -36,6 +37,7 @@ class ConvShape:
         transposed: Whether this is the adjoint (``conv_transpose``).
         output_padding: Extra outputs at the end of each axis, transposed only; none by default.
         plain_input: The input is plain [N, C, *spatial], as the first layer of a network finds it; else blocked.
+        dtype: Of the input; float32 meets float32 weights, uint8 meets int8 weights.
     """
 
     batch: Dimension
@@ -50,6 +52,7 @@ class ConvShape:
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
     plain_input: bool = False
+    dtype: InputDtype = "float32"
 
     def __post_init__(self) -> None:
         rank = len(self.spatial)
@@ -144,6 +147,48 @@ class Phase:
         """Whether any tap of any output falls outside of the input."""
         corners = itertools.product((0, self.extent - 1), (0, self.taps - 1))
         return self.taps > 0 and not all(self.meets(q, tap) for q, tap in corners)
+
+
+@dataclass(frozen=True)
+class TapClasses:
+    """The outputs along one axis in classes that meet the same taps: one by one at both ends, and all between.
+
+    Attributes:
+        first: Position of the first output of the class between.
+        behind: Position behind its last one.
+        extent: Number of outputs.
+    """
+
+    first: int
+    behind: int
+    extent: int
+
+    @staticmethod
+    def of(axis: Phase) -> TapClasses:
+        """Those of an axis: the longest run of outputs that meet the same taps is the class between."""
+        met = [tuple(axis.meets(q, tap) for tap in range(axis.taps)) for q in range(axis.extent)]
+        longest, start = range(1), 0
+        for _, group in itertools.groupby(met):
+            run = range(start, start + len(list(group)))
+            longest, start = max(longest, run, key=len), run.stop
+        return TapClasses(longest.start, longest.stop, axis.extent)
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return self.first + 1 + self.extent - self.behind
+
+    @property
+    def members(self) -> list[int]:
+        """An output of each class."""
+        return [*range(self.first + 1), *range(self.behind, self.extent)]
+
+    def number(self, q: int | Expr) -> int | Expr:
+        """The class of output ``q``."""
+        if isinstance(q, int):
+            return min(q, self.first) + max(q - self.behind + 1, 0)
+        before = T.min(q, self.first) if self.first else 0
+        return before + T.max(q - (self.behind - 1), 0) if self.behind < self.extent else before
 
 
 def phases(shape: ConvShape) -> list[tuple[Phase, ...]]:

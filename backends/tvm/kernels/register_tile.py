@@ -1,8 +1,8 @@
 """The micro-kernel of convolutions and matrix products: a tile of accumulators kept in vector registers.
 
 A tile has ``rows`` (pixels, or rows of A) times ``vectors`` (of output channels, or columns of B). One step of the
-reduction loads ``vectors`` weight vectors, broadcasts one scalar per row and does rows * vectors multiply-adds. The
-tile is a local array that is only indexed with constants, which LLVM turns into registers.
+reduction loads ``vectors`` weight vectors, broadcasts one scalar per row (four small integers, see :mod:`arithmetic`)
+and does rows * vectors multiply-adds. The tile is a local array that is only indexed with constants, which LLVM turns into registers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from shave.backends.target import Target
-from shave.backends.tvm.adapter import Expr, T
+from shave.backends.tvm.adapter import Expr, T, tirx
+from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic
 from shave.backends.tvm.kernels.base import loop, span, unrolled
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, local_array
+from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, as_float32, local_array
 
 FMA_PER_CYCLE = 2
 FMA_LATENCY = 4
@@ -54,13 +55,13 @@ def most_rows(target: Target) -> int:
     return (STACK_ARRAY_BYTES - 1) // target.vector_bytes
 
 
-def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0) -> float:
-    """Estimated cycles of one step of the reduction.
+def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, instructions: int = 1) -> float:
+    """Estimated cycles of one step of the reduction, of some arithmetic instructions for each accumulator.
 
     The slowest of FMA units, load units and the chain through an accumulator, and a stall for each load that is not
     served by the level 1 cache at full speed (fitted to measurements on an AVX-512 core).
     """
-    busy = max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
+    busy = max(instructions * rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
     return CYCLES_PER_STEP + busy + (rows + vectors) * CYCLES_PER_OPERAND + slow_loads * CYCLES_PER_SLOW_LOAD
 
 
@@ -86,16 +87,18 @@ class RegisterTile:
     Rows and vectors are unrolled by TVM, near the end of its passes: the loops keep the function small until then.
     """
 
-    def __init__(self, rows: int, vectors: int, lanes: int) -> None:
+    def __init__(self, rows: int, vectors: int, lanes: int, arithmetic: Arithmetic = FLOATS) -> None:
         """Allocate and clear the accumulators."""
         self.rows = rows
         self.vectors = vectors
         self.lanes = lanes
+        self._arithmetic = arithmetic
         # One array for each vector of the tile: a single one would be too large for the stack.
-        self._accumulators = [local_array(rows * lanes, "float32") for _ in range(vectors)]
+        self._accumulators = [local_array(rows * lanes, arithmetic.sums) for _ in range(vectors)]
+        zero = T.broadcast(tirx.const(0, arithmetic.sums), lanes)
         with unrolled(0, rows) as row:
             for accumulators in self._accumulators:
-                T.buffer_store(accumulators, T.broadcast(T.float32(0), lanes), [span(row * lanes, lanes)])
+                T.buffer_store(accumulators, zero, [span(row * lanes, lanes)])
 
     def prefetch(self, ask: Callable[[int | Expr, int], None]) -> None:
         """Ask for each line of the result, by row and vector, so that storing it waits for no other cache or memory."""
@@ -110,13 +113,13 @@ class RegisterTile:
                 index = span(row * self.lanes, self.lanes)
                 T.buffer_store(accumulators, value(row, Part(v, 0, self.lanes)), [index])
 
-    def multiply_add(self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
-        """Add scalar(row) * weight(vector) to the accumulators of some consecutive rows."""
+    def multiply_add(self, rows: range, x: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
+        """Add the products of x(row) and weight(vector) to the accumulators of some consecutive rows."""
         with unrolled(rows.start, rows.stop) as row:
             for v, accumulators in enumerate(self._accumulators):
                 index = span(row * self.lanes, self.lanes)
-                product = T.broadcast(scalar(row), self.lanes) * weight(v)
-                T.buffer_store(accumulators, accumulators[index] + product, [index])
+                total = self._arithmetic.multiply_add(accumulators[index], x(row), weight(v))
+                T.buffer_store(accumulators, total, [index])
 
     def multiply_add_vectors(self, rows: range, value: Callable[[int | Expr], Expr], weight: Expr) -> None:
         """Add value(row) * weight, both vectors, to the accumulators of some consecutive rows of one vector each."""
@@ -153,7 +156,7 @@ class RegisterTile:
                         self._finish_part(self._accumulators, row, part, epilogue, load, store)
                 return
         # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
-        staged = [local_array(self.rows * self.lanes, "float32") for _ in range(self.vectors)]
+        staged = [local_array(self.rows * self.lanes, self._arithmetic.sums) for _ in range(self.vectors)]
         with unrolled(0, self.rows) as row:
             for source, target in zip(self._accumulators, staged, strict=True):
                 index = span(row * self.lanes, self.lanes)
@@ -177,5 +180,5 @@ class RegisterTile:
         load: LoadOperand,
         store: StoreResult,
     ) -> None:
-        value = source[part.vector][span(row * self.lanes + part.first, part.width)]
+        value = as_float32(source[part.vector][span(row * self.lanes + part.first, part.width)])
         store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))

@@ -1,0 +1,150 @@
+"""The multiply-add of a register tile: floats one by one, or small integers four at a time into 32 bits.
+
+A step of a reduction over ``depth`` channels multiplies what one pixel (or row) has of them with ``lanes`` columns of
+weights. Integers are uint8 times int8, exact: by the target's dot product of four, or, where it has none, by widening
+both sides to 16 bits and adding pairs. Instructions that saturate on their way (``vpmaddubsw``) are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shave.backends.target import Target
+from shave.backends.tvm.adapter import Expr, T, tirx
+
+InputDtype = Literal["float32", "uint8"]
+"""What kernels multiply: floats with floats, or uint8 with int8."""
+
+
+class Arithmetic(Protocol):
+    """How one step is computed.
+
+    Attributes:
+        inputs: Dtype of the left side.
+        weights: Dtype of packed weights.
+        sums: Dtype of the accumulators.
+        depth: Channels of a step.
+        instructions: Arithmetic instructions for each accumulator and step.
+    """
+
+    inputs: InputDtype
+    weights: str
+    sums: str
+    depth: int
+    instructions: int
+
+    def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """``total`` plus the products of one step: ``depth`` elements x, ``lanes * depth`` packed weights."""
+
+    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Weights [..., channels, lanes] in the order of steps; the channels are a multiple of ``depth``."""
+
+
+@dataclass(frozen=True)
+class FusedFloats:
+    """One float32 multiply-add for each lane."""
+
+    inputs: InputDtype = "float32"
+    weights: str = "float32"
+    sums: str = "float32"
+    depth: int = 1
+    instructions: int = 1
+
+    def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """One multiply-add of each lane."""
+        return total + T.broadcast(x, int(weight.ty.dtype.lanes)) * weight
+
+    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """As they are."""
+        return weight
+
+
+@dataclass(frozen=True)
+class DotOfFour:
+    """A dot-product instruction of the target: four products of uint8 with int8, added to each lane of 32 bits.
+
+    Attributes:
+        intrinsic: LLVM's name; its arguments are the sums, the unsigned and the signed side.
+    """
+
+    intrinsic: str
+    inputs: InputDtype = "uint8"
+    weights: str = "int8"
+    sums: str = "int32"
+    depth: int = 4
+    instructions: int = 1
+
+    def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """One instruction."""
+        lanes = int(total.ty.dtype.lanes)
+        left = tirx.reinterpret(f"uint8x{4 * lanes}", T.broadcast(tirx.reinterpret("int32", x), lanes))
+        number = T.llvm_lookup_intrinsic_id(self.intrinsic)
+        return T.call_llvm_pure_intrin(f"int32x{lanes}", number, total, left, weight)
+
+    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """[..., steps, lanes, 4]."""
+        *lead, channels, lanes = weight.shape
+        return weight.reshape(*lead, channels // 4, 4, lanes).swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
+class WidenedPairs:
+    """Without a dot product of four: even and odd channels widened to 16 bits, products of which are added in pairs.
+
+    Attributes:
+        intrinsic: LLVM's name of the product of int16 vectors that adds neighbours into 32 bits.
+    """
+
+    intrinsic: str
+    inputs: InputDtype = "uint8"
+    weights: str = "int16"
+    sums: str = "int32"
+    depth: int = 4
+    instructions: int = 4
+
+    def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """Two products of pairs: the even bytes of each 32 bits by a mask, the odd ones by a shift."""
+        lanes = int(total.ty.dtype.lanes)
+        quads = T.broadcast(tirx.reinterpret("int32", x), lanes)
+        low = T.broadcast(T.int32(0x00FF00FF), lanes)
+        halves = [quads & low, (quads >> T.broadcast(T.int32(8), lanes)) & low]
+        number = T.llvm_lookup_intrinsic_id(self.intrinsic)
+        for half, pairs in enumerate(halves):
+            part = tirx.Shuffle([weight], list(range(half * 2 * lanes, (half + 1) * 2 * lanes)))
+            left = tirx.reinterpret(f"int16x{2 * lanes}", pairs)
+            total = total + T.call_llvm_pure_intrin(f"int32x{lanes}", number, left, part)
+        return total
+
+    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """[..., steps, lanes, 4]; in truth [parity, lanes, 2]: channels 0 and 2 of each lane, then 1 and 3."""
+        *lead, channels, lanes = weight.shape
+        split = weight.reshape(*lead, channels // 4, 2, 2, lanes)
+        return np.moveaxis(split, -3, -1).reshape(*lead, channels // 4, lanes, 4)
+
+
+FLOATS = FusedFloats()
+
+_DOTS = {
+    ("vnni", 64): "llvm.x86.avx512.vpdpbusd.512",
+    ("vnni", 32): "llvm.x86.avx512.vpdpbusd.256",
+    ("avx-vnni", 32): "llvm.x86.avx512.vpdpbusd.256",
+}
+_PAIRS = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.sse2.pmadd.wd"}
+
+
+def has_integers(target: Target) -> bool:
+    """Whether kernels multiply integers on a target."""
+    return target.kind == "x86"
+
+
+def arithmetic_of(dtype: InputDtype, target: Target) -> Arithmetic:
+    """How a target multiplies inputs of a dtype with weights."""
+    if dtype == "float32":
+        return FLOATS
+    assert has_integers(target), f"no integer kernels for {target.kind}"
+    dot = _DOTS.get((target.int8_dot, target.vector_bytes))
+    return WidenedPairs(_PAIRS[target.vector_bytes]) if dot is None else DotOfFour(dot)
