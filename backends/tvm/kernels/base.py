@@ -187,6 +187,12 @@ class Flat:
         """``width`` elements from ``offset`` on."""
         return self._flat[span(offset, width)]
 
+    def load_first(self, offset: int | Expr, count: int, width: int) -> Expr:
+        """The first ``count`` of ``width`` elements from ``offset`` on, and zeros; reads no others."""
+        zero = tirx.const(0, self._flat.dtype)
+        lanes = [self._flat[offset + k] if k < count else zero for k in range(width)]
+        return tirx.Shuffle(lanes, list(range(width)))
+
     def prefetch(self, offset: int | Expr, level: int) -> None:
         """Ask for the cache line of an element in a level of cache; any offset will do, also one beyond the end."""
         read, locality, data = 0, 4 - level, 1

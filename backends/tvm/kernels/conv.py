@@ -43,6 +43,7 @@ from shave.backends.tvm.kernels.base import (
     root,
     tensor,
     unravel,
+    unrolled,
 )
 from shave.backends.tvm.kernels.conv_schedule import ConvSchedule, blocks_of, candidates, default, merged, seconds
 from shave.backends.tvm.kernels.epilogue import Epilogue
@@ -462,7 +463,9 @@ class _Emitter:
                     if ahead is not None:
                         ahead.prefetch.ask(self.weight, ahead.first, chunk - ahead.chunk)
                     depth = self.arithmetic.depth
-                    with loop(ceil_div(inputs.size, depth)) as step:
+                    steps = ceil_div(inputs.size, depth)
+                    # A block has few steps of integers: a loop would cost as much as they do.
+                    with unrolled(0, steps) if depth > 1 else loop(steps) as step:
                         c = step * depth
                         self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
 

@@ -127,7 +127,7 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
                     met.count * cycles_per_step(len(met.rows), run.size, slow, arithmetic.instructions)
                     for met in tile.taps
                 )
-                once = cycles_per_tile(tile.tiles.size, run.size) + (passes - 1) * CYCLES_PER_TILE
+                once = cycles_per_tile(tile.tiles.size, run.size, arithmetic) + (passes - 1) * CYCLES_PER_TILE
                 panel += int(tile.tiles.count) * (outer * inputs * steps + rows * once)
             runs.append((int(run.count), panel))
         repeats = blocks.groups * (shape.batch or 1)
@@ -178,7 +178,7 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         ConvSchedule(pixels, vectors, order, merge)
         for merge in merges
         for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
-        if fits(pixels, vectors, target)
+        if fits(pixels, vectors, target, arithmetic_of(shape.dtype, target))
     ]
     if shape.plain_input:
         # LLVM loads neighbours of a plain row together and spreads them from registers, which it then needs beside

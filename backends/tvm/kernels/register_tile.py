@@ -25,6 +25,9 @@ CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
 CYCLES_PER_OPERAND = 0.01
 CYCLES_PER_TILE = 30
+INTEGER_BROADCASTS = 3
+INTEGER_CYCLES_PER_RESULT = 5
+"""Of a vector of sums: to float32, scaled, bounded and rounded, to 8 bits."""
 LONG_REDUCTION = 256
 """Steps that take longer than a line takes from far caches to level 1."""
 
@@ -45,9 +48,13 @@ StoreResult = Callable[["int | Expr", Part, Expr], None]
 """(row, part, value): write that part of the result."""
 
 
-def fits(rows: int, vectors: int, target: Target) -> bool:
-    """Whether the accumulators, one step's weights and one broadcast fit the vector registers."""
-    return rows <= most_rows(target) and rows * vectors + vectors + 1 <= target.vector_registers
+def fits(rows: int, vectors: int, target: Target, arithmetic: Arithmetic = FLOATS) -> bool:
+    """Whether the accumulators, one step's weights and broadcasts fit the vector registers.
+
+    A broadcast float may be an operand in memory. One of integers is loaded ahead, so that a few are held.
+    """
+    broadcasts = 1 if arithmetic.depth == 1 else INTEGER_BROADCASTS
+    return rows <= most_rows(target) and rows * vectors + vectors + broadcasts <= target.vector_registers
 
 
 def most_rows(target: Target) -> int:
@@ -65,9 +72,9 @@ def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, instructions
     return CYCLES_PER_STEP + busy + (rows + vectors) * CYCLES_PER_OPERAND + slow_loads * CYCLES_PER_SLOW_LOAD
 
 
-def cycles_per_tile(rows: int, vectors: int) -> float:
+def cycles_per_tile(rows: int, vectors: int, arithmetic: Arithmetic = FLOATS) -> float:
     """Estimated cycles of a tile besides its reduction: loops, clearing and storing the accumulators."""
-    return CYCLES_PER_TILE + rows * vectors
+    return CYCLES_PER_TILE + rows * vectors * (1 if arithmetic.depth == 1 else INTEGER_CYCLES_PER_RESULT)
 
 
 def power_of_two_parts(width: int) -> list[tuple[int, int]]:
