@@ -119,9 +119,7 @@ def tile_cost(
     return cycles * ceil_div(units, target.cores) / units
 
 
-def best_tiles(
-    rows: int, columns: int, target: Target, arithmetic: Arithmetic = FLOATS
-) -> list[tuple[int, int]]:
+def best_tiles(rows: int, columns: int, target: Target, arithmetic: Arithmetic = FLOATS) -> list[tuple[int, int]]:
     """The ten best (rows, vectors) of a register tile by the analytic model, best first."""
     tiles = [
         (r, v)

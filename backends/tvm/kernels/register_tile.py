@@ -2,7 +2,8 @@
 
 A tile has ``rows`` (pixels, or rows of A) times ``vectors`` (of output channels, or columns of B). One step of the
 reduction loads ``vectors`` weight vectors, broadcasts one scalar per row (four small integers, see :mod:`arithmetic`)
-and does rows * vectors multiply-adds. The tile is a local array that is only indexed with constants, which LLVM turns into registers.
+and does rows * vectors multiply-adds. The tile is a local array that is only indexed with constants, which LLVM turns
+into registers.
 """
 
 from __future__ import annotations
