@@ -20,6 +20,7 @@ from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import conv, depthwise
 from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.kernels.zero_point import corrections
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import Product, product_of
 from shave.backends.tvm.sizes import Size, is_static
@@ -194,18 +195,18 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
         tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, dtype="uint8",
     )  # fmt: skip
-    name = f"{weights.node.target}.integers"
+    family: Any = depthwise if depthwise.applies(shape) else conv
     inputs = [
         emitter.blocked(x.node),
-        emitter.weights.add(name, conv.pack(weight, shape, target)),
-        emitter.weights.add(f"{node.name}.corrections", conv.corrections(weight, x.zero_point, shape, target)),
+        emitter.weights.add(f"{weights.node.target}.integers", family.pack(weight, shape, target)),
+        emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
     ]
     region = emitter.region(node)
     scale = np.broadcast_to(weights.scales * np.float32(x.scale), out_channels)
     epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias, scale)
     result = (batch, out_channels, *shape.out_spatial)
     stored = blocked_shape(result, emitter.lanes)
-    made = emitter.call_kernel(conv, shape, epilogue, [*inputs, *operands], stored, region.nodes)
+    made = emitter.call_kernel(family, shape, epilogue, [*inputs, *operands], stored, region.nodes)
     return Value(result, epilogue.dtype, blocked=made)
 
 

@@ -8,7 +8,7 @@ transposed convolutions.
 
 Inputs are float32, or uint8 with int8 weights, which four channels at a time are added up in 32 bits
 (:mod:`arithmetic`); float32 again in the epilogue. The sums of integers start from a value that makes up for the zero
-point of the input, see :func:`corrections`.
+point of the input, see :mod:`zero_point`.
 
 Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", SC 2018
 (arXiv 1808.05567). Layout: Y. Liu et al., "Optimizing CNN Model Inference on CPUs" (NeoCPU), ATC 2019.
@@ -39,7 +39,6 @@ from shave.backends.tvm.kernels.base import (
     loop,
     offset,
     only_if,
-    pad_channels,
     root,
     tensor,
     unravel,
@@ -51,7 +50,6 @@ from shave.backends.tvm.kernels.geometry import (
     ConvShape,
     Phase,
     PixelRun,
-    TapClasses,
     met_taps,
     phases,
     pixel_runs,
@@ -63,9 +61,10 @@ from shave.backends.tvm.kernels.register_tile import (
     Part,
     RegisterTile,
 )
+from shave.backends.tvm.kernels.zero_point import Corrections
 
 __all__ = [
-    "ConvSchedule", "ConvShape", "build", "candidates", "corrections", "default", "input_shape", "output_shape", "pack",
+    "ConvSchedule", "ConvShape", "build", "candidates", "default", "input_shape", "output_shape", "pack",
     "reference", "seconds",
 ]  # fmt: skip
 
@@ -114,40 +113,6 @@ def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
         dense[group // merged, rows, columns] = grouped[group]
     split = dense.reshape(blocks.groups * blocks.output_blocks, lanes, blocks.input_blocks, width, *kernel)
     return np.ascontiguousarray(arithmetic.packed(np.moveaxis(split, (1, 3), (-1, -2))))
-
-
-def corrections(weight: Array, zero_point: int, shape: ConvShape, target: Target) -> Array:
-    """What sums of integers start from, so that an input of ``zero_point`` counts as 0.
-
-    Taps in the padding are left out, so the outputs at the borders need other values than those between them: one for
-    each of :class:`TapClasses`.
-
-    Args:
-        weight: ``shape.weight_shape``, int8.
-        zero_point: The input that stands for 0.
-        shape: The convolution, not transposed.
-        target: Gives the number of lanes.
-
-    Returns:
-        [*classes of each axis, output blocks, lanes], int32.
-    """
-    (axes,) = phases(shape)
-    classes = [TapClasses.of(axis) for axis in axes]
-    sums = weight.astype(np.int64).sum(axis=1)
-    made = np.zeros((*(c.count for c in classes), *_corrected(shape, target)[-2:]), np.int32)
-    for place in np.ndindex(*made.shape[:-2]):
-        met = sums
-        for axis, of, number in zip(axes, classes, place, strict=True):
-            inside = [axis.meets(of.members[number], tap) for tap in range(axis.taps)]
-            met = met[:, inside].sum(axis=1)
-        made[place] = pad_channels(-zero_point * met, target.lanes, "int32")
-    return made
-
-
-def _corrected(shape: ConvShape, target: Target) -> tuple[int, ...]:
-    """Shape of the corrections."""
-    (axes,) = phases(shape)
-    return (*(TapClasses.of(a).count for a in axes), ceil_div(shape.out_channels, target.lanes), target.lanes)
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
@@ -209,7 +174,7 @@ class _Ahead:
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
     """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them.
 
-    Integers take :func:`corrections` ahead of the operands.
+    Integers take :func:`zero_point.corrections` ahead of the operands.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv")
@@ -241,9 +206,7 @@ class _Emitter:
         self.weight = tensor(
             "weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, *step), self.arithmetic.weights
         )
-        self.corrections: Any = None
-        if self.arithmetic.sums == "int32":
-            self.corrections = tensor("corrections", _corrected(shape, target), "int32")
+        self.corrections = Corrections(shape, target) if shape.dtype == "uint8" else None
         self.operands = BlockedOperands(epilogue, outputs)
         self.y = tensor("y", outputs, epilogue.dtype)
         # The sizes that offsets are computed with: rows may be merged, and a plain input has blocks of one channel.
@@ -255,7 +218,7 @@ class _Emitter:
             self.x, self.weight, self.y = Flat(self.x), Flat(self.weight), Flat(self.y)
             self.operands.flatten()
             if self.corrections is not None:
-                self.corrections = Flat(self.corrections)
+                self.corrections.flatten()
             for phase in phases(self.shape):
                 self._phase(phase)
 
@@ -375,7 +338,7 @@ class _Emitter:
             with only_if(number == 0 if isinstance(number, int) else number < 1):
                 tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
         if self.corrections is not None:
-            self._correct(tile, phase, run, block, position)
+            self.corrections.load_into(tile, phase, run, block, position)
         whole = self.depth == self.blocks.input_blocks
         if not whole:
             with only_if(number > 0):
@@ -403,28 +366,6 @@ class _Emitter:
                     tile.finish(Epilogue(), load, store)
                 with T.Else():
                     tile.finish(self.epilogue, load, store)
-
-    def _correct(
-        self,
-        tile: RegisterTile,
-        phase: tuple[Phase, ...],
-        run: PixelRun,
-        block: int | Expr,
-        position: list[int | Expr],
-    ) -> None:
-        """Start the sums of integers from what makes up for the zero point."""
-        classes = [TapClasses.of(axis) for axis in phase]
-        number: int | Expr = 0
-        for of, q in zip(classes[:-1], position[:-1], strict=True):
-            number = number * of.count + of.number(q)
-        (start,) = bind((number * classes[-1].count * self.y_sizes[0] + block) * self.lanes)
-
-        def value(row: int | Expr, part: Part) -> Expr:
-            # The tiles of a run are alike in which taps they meet, so the first one speaks for all.
-            inside = classes[-1].number(run.first + row) * (self.y_sizes[0] * self.lanes)
-            return self.corrections.load(start + inside + part.vector * self.lanes, self.lanes)
-
-        tile.load(value)
 
     def _reduce(
         self,

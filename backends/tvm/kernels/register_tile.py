@@ -119,7 +119,8 @@ class RegisterTile:
         with unrolled(0, self.rows) as row:
             for v, accumulators in enumerate(self._accumulators):
                 index = span(row * self.lanes, self.lanes)
-                T.buffer_store(accumulators, value(row, Part(v, 0, self.lanes)), [index])
+                start = value(row, Part(v, 0, self.lanes))
+                T.buffer_store(accumulators, as_float32(start) if self._arithmetic is FLOATS else start, [index])
 
     def multiply_add(self, rows: range, x: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
         """Add the products of x(row) and weight(vector) to the accumulators of some consecutive rows."""
