@@ -75,7 +75,7 @@ def method_of(problem: Convolution) -> str:
 def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
     """Family and shape of the kernel that computes a problem."""
     from shave.backends.tvm.kernels import conv, depthwise, matmul, winograd
-    from shave.backends.tvm.kernels.geometry import ConvShape
+    from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
     from shave.backends.tvm.kernels.matmul import MatmulShape
     from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 
@@ -83,11 +83,12 @@ def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
         return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs, dtype=_INPUTS[problem.precision])
     spatial = (problem.height, problem.width)
     if isinstance(problem, Conv2d):
+        integers, plain = problem.precision == "int8", problem.in_channels < target.lanes
         pads = tuple((p, p) for p in problem.padding)
         shape = ConvShape(
             problem.batch, problem.in_channels, problem.out_channels, spatial, problem.kernel, problem.stride, pads,
             problem.dilation, problem.groups,
-            plain_input=problem.in_channels < target.lanes and problem.precision == "float32",
+            plain_input=problem.groups == 1 and problem.in_channels <= QUAD if integers else plain,
             dtype=_INPUTS[problem.precision],
         )  # fmt: skip
         return (depthwise if depthwise.applies(shape) else conv), shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -19,7 +20,7 @@ from shave.backends.tvm.emit.operands import Blocks
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import conv, depthwise
-from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
 from shave.backends.tvm.kernels.zero_point import corrections
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import Product, product_of
@@ -191,14 +192,15 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
     weight = cast(torch.Tensor, emitter.constant(weights.node)).numpy()
     batch, channels, *spatial = emitter.shape(x.node)
     out_channels = weight.shape[0]
+    quads = cast(int, channels) <= QUAD and a.groups == 1 and emitter.value(x.node).blocked is None
     shape = ConvShape(
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
-        tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, dtype="uint8",
+        tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, plain_input=quads, dtype="uint8",
     )  # fmt: skip
     family: Any = depthwise if depthwise.applies(shape) else conv
     inputs = [
-        emitter.blocked(x.node),
-        emitter.weights.add(f"{weights.node.target}.integers", family.pack(weight, shape, target)),
+        _quads(emitter, node, x.node) if quads else emitter.blocked(x.node),
+        emitter.weights.add(f"{weights.node.target}.integers{'.quads' * quads}", family.pack(weight, shape, target)),
         emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
     ]
     region = emitter.region(node)
@@ -208,6 +210,21 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
     stored = blocked_shape(result, emitter.lanes)
     made = emitter.call_kernel(family, shape, epilogue, [*inputs, *operands], stored, region.nodes)
     return Value(result, epilogue.dtype, blocked=made)
+
+
+def _quads(emitter: Emitter, node: fx.Node, codes: fx.Node) -> Any:
+    """Up to four channels of codes as one int32 for each pixel, the first channel lowest."""
+
+    def compute(x: Any) -> Any:
+        channels = range(x.shape[1])
+
+        def element(n: Any, *place: Any) -> Any:
+            parts = [scalar.cast(x(n, c, *place), "int32") << tirx.const(8 * c, "int32") for c in channels]
+            return functools.reduce(tirx.bitwise_or, parts)
+
+        return te.compute((x.shape[0], *x.shape[2:]), element, name="quads")
+
+    return emitter.te(node, compute, emitter.plain(codes))
 
 
 def _gated(emitter: Emitter, node: fx.Node, packed: Any, gate: fx.Node) -> Any:

@@ -12,6 +12,7 @@ from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
 from shave.backends.tvm.emit.pointwise import emit_elements
 from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.quantized import Codes
 from shave.backends.tvm.sizes import Size
 
 _D = "quantized_decomposed"
@@ -75,6 +76,16 @@ def _dequantize(emitter: Emitter, node: fx.Node) -> Any:
         return scalar.cast(tirx.Cast("float32", scalar.cast(x, "int32") - zero) * scale, dtype)
 
     return _converted(emitter, node, value)
+
+
+def real(emitter: Emitter, node: fx.Node, numbers: Any, codes: Codes) -> Any:
+    """What float32 numbers stand for, which are means of codes, in the layout in which they lie."""
+    scale, zero = (tirx.const(value, "float32") for value in (codes.scale, float(codes.zero_point)))
+
+    def compute(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: (x(*i) - zero) * scale, name="real")
+
+    return emitter.te(node, compute, numbers)
 
 
 def _converted(emitter: Emitter, node: fx.Node, value: Callable[[Any, Any, Any], Any]) -> Any:

@@ -38,7 +38,10 @@ class Arithmetic(Protocol):
     instructions: int
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
-        """``total`` plus the products of one step: ``depth`` elements x, ``lanes * depth`` packed weights."""
+        """``total`` plus the products of one step: ``depth`` elements x, ``lanes * depth`` packed weights.
+
+        Four elements of 8 bits may come as one of 32.
+        """
 
     def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Weights [..., channels, lanes] in the order of steps; the channels are a multiple of ``depth``."""
@@ -81,7 +84,7 @@ class DotOfFour:
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """One instruction."""
         lanes = int(total.ty.dtype.lanes)
-        left = tirx.reinterpret(f"uint8x{4 * lanes}", T.broadcast(tirx.reinterpret("int32", x), lanes))
+        left = tirx.reinterpret(f"uint8x{4 * lanes}", T.broadcast(_word(x), lanes))
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
         return T.call_llvm_pure_intrin(f"int32x{lanes}", number, total, left, weight)
 
@@ -109,7 +112,7 @@ class WidenedPairs:
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """Two products of pairs: the even bytes of each 32 bits by a mask, the odd ones by a shift."""
         lanes = int(total.ty.dtype.lanes)
-        quads = T.broadcast(tirx.reinterpret("int32", x), lanes)
+        quads = T.broadcast(_word(x), lanes)
         low = T.broadcast(T.int32(0x00FF00FF), lanes)
         halves = [quads & low, (quads >> T.broadcast(T.int32(8), lanes)) & low]
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
@@ -124,6 +127,11 @@ class WidenedPairs:
         *lead, channels, lanes = weight.shape
         split = weight.reshape(*lead, channels // 4, 2, 2, lanes)
         return np.moveaxis(split, -3, -1).reshape(*lead, channels // 4, lanes, 4)
+
+
+def _word(x: Expr) -> Expr:
+    """Four bytes as 32 bits."""
+    return x if str(x.ty.dtype) == "int32" else tirx.reinterpret("int32", x)
 
 
 FLOATS = FusedFloats()

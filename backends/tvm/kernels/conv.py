@@ -71,6 +71,8 @@ __all__ = [
 
 def input_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
     """Shape of the first parameter."""
+    if shape.plain_input and shape.dtype == "uint8":
+        return (shape.batch, *shape.spatial)
     if shape.plain_input:
         return (shape.batch, shape.in_channels, *shape.spatial)
     return (shape.batch, ceil_div(shape.in_channels, target.lanes), *shape.spatial, target.lanes)
@@ -103,7 +105,7 @@ def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
     else:
         grouped = weight.reshape(shape.groups, -1, *weight.shape[1:])
     _, outputs, inputs, *kernel = grouped.shape
-    width = 1 if shape.plain_input else lanes
+    width = shape.input_width(lanes)
     dense = np.zeros(
         (blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel), dtype=arithmetic.weights
     )
@@ -197,9 +199,10 @@ class _Emitter:
         self.depth = schedule.depth or self.blocks.input_blocks
         self.arithmetic = arithmetic_of(shape.dtype, target)
         total_blocks = self.blocks.groups * self.blocks.output_blocks
-        width = 1 if shape.plain_input else self.lanes
+        width = shape.input_width(self.lanes)
+        quads = shape.plain_input and shape.dtype == "uint8"
         outputs = (self.batch, *output_shape(shape, target)[1:])
-        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]), shape.dtype)
+        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]), "int32" if quads else shape.dtype)
         step = (width, self.lanes)
         if self.arithmetic.depth > 1:
             step = (width // self.arithmetic.depth, self.lanes, self.arithmetic.depth)
@@ -209,8 +212,11 @@ class _Emitter:
         self.corrections = Corrections(shape, target) if shape.dtype == "uint8" else None
         self.operands = BlockedOperands(epilogue, outputs)
         self.y = tensor("y", outputs, epilogue.dtype)
-        # The sizes that offsets are computed with: rows may be merged, and a plain input has blocks of one channel.
-        self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, width)
+        # The sizes that offsets are computed with: rows may be merged, a plain input has blocks of one channel, and a
+        # quad is one element.
+        pixel = 1 if quads else width
+        self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, pixel)
+        self.width, self.together = width, 1 if quads else self.arithmetic.depth
         self.y_sizes = (total_blocks, *self.shape.out_spatial, self.lanes)
 
     def emit(self) -> None:
@@ -303,7 +309,7 @@ class _Emitter:
     @property
     def _chunk_elements(self) -> int:
         """Weights of one block of output channels and one of input channels."""
-        return prod(self.shape.kernel) * self.x_sizes[-1] * self.lanes
+        return prod(self.shape.kernel) * self.width * self.lanes
 
     @property
     def _block_elements(self) -> int:
@@ -382,7 +388,7 @@ class _Emitter:
     ) -> None:
         """Add the products of ``inputs.count`` input blocks after ``done``, of which ``inputs.size`` channels exist."""
         *outer, inner = phase
-        width = self.x_sizes[-1]
+        pixel_elements = self.x_sizes[-1]
         with ExitStack() as loops:
             b = done + loops.enter_context(loop(inputs.count))
             taps: list[int | Expr] = []
@@ -398,7 +404,7 @@ class _Emitter:
                 with loop(met.count) as t:
                     tap = met.first + t
                     chunk = offset(self.shape.kernel, b, *taps, inner.first_tap + tap * inner.tap_step)
-                    (weight,) = bind(block * self._block_elements + chunk * (width * self.lanes))
+                    (weight,) = bind(block * self._block_elements + chunk * (self.width * self.lanes))
                     pixel = base + tap * inner.tap_input
                     source = offset(self.x_sizes, n, first_input + b, *pixels, pixel, 0)
                     if ahead is not None:
@@ -408,7 +414,7 @@ class _Emitter:
                     # A block has few steps of integers: a loop would cost as much as they do.
                     with unrolled(0, steps) if depth > 1 else loop(steps) as step:
                         c = step * depth
-                        self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
+                        self._step(tile, met.rows, source + c, inner.stride * pixel_elements, weight + c * self.lanes)
 
     def _step(
         self,
@@ -422,6 +428,6 @@ class _Emitter:
         depth = self.arithmetic.depth
         tile.multiply_add(
             rows,
-            lambda row: self.x.load(source + row * row_step, depth),
+            lambda row: self.x.load(source + row * row_step, self.together),
             lambda v: self.weight.load(weight + v * self._block_elements, self.lanes * depth),
         )

@@ -77,8 +77,7 @@ def blocks_of(shape: ConvShape, lanes: int) -> Blocks:
     """The channels of a convolution in blocks of ``lanes``."""
     groups = shape.groups // merged_groups(shape, lanes)
     inputs, outputs = shape.in_channels // groups, shape.out_channels // groups
-    # A plain input is a blocked one with blocks of one channel.
-    width = 1 if shape.plain_input else lanes
+    width = shape.input_width(lanes)  # a plain input is a blocked one with small blocks
     runs = (Run(inputs // width, width), Run(1, inputs % width))
     present = tuple(run for run in runs if run.count and run.size)
     return Blocks(groups, present, ceil_div(inputs, width), ceil_div(outputs, lanes))
@@ -92,7 +91,7 @@ def _steps(blocks: Blocks, depth: int) -> int:
 def _panel_bytes(shape: ConvShape, target: Target) -> int:
     """Bytes of the packed weights of one block of output channels with one block of input channels."""
     arithmetic = arithmetic_of(shape.dtype, target)
-    width = 1 if shape.plain_input else target.lanes
+    width = shape.input_width(target.lanes)
     return target.lanes * width * prod(shape.kernel) * np.dtype(arithmetic.weights).itemsize
 
 

@@ -19,6 +19,9 @@ from shave.backends.tvm.adapter import Expr, T
 from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import Dimension, Run, ceil_div, even_runs, quotient
 
+QUAD = 4
+"""Channels of 8 bits that fill 32."""
+
 
 @dataclass(frozen=True)
 class ConvShape:
@@ -36,7 +39,8 @@ class ConvShape:
         groups: Number of groups.
         transposed: Whether this is the adjoint (``conv_transpose``).
         output_padding: Extra outputs at the end of each axis, transposed only; none by default.
-        plain_input: The input is plain [N, C, *spatial], as the first layer of a network finds it; else blocked.
+        plain_input: The input is plain [N, C, *spatial], as the first layer of a network finds it; else blocked. Of
+            uint8 it is [N, *spatial] instead, up to four channels of a pixel side by side in one int32.
         dtype: Of the input; float32 meets float32 weights, uint8 meets int8 weights.
     """
 
@@ -63,9 +67,17 @@ class ConvShape:
         for name in ("kernel", "stride", "padding", "dilation", "output_padding"):
             if len(getattr(self, name)) != rank:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {rank} spatial axes")
+        if self.plain_input and self.dtype == "uint8" and (self.in_channels > QUAD or self.groups > 1):
+            raise ValueError(f"{self.in_channels} channels in {self.groups} groups are no quad of one")
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{name} = {getattr(self, name)} is no multiple of groups = {self.groups}")
+
+    def input_width(self, lanes: int) -> int:
+        """Channels of a block of the input, on as many lanes."""
+        if not self.plain_input:
+            return lanes
+        return 1 if self.dtype == "float32" else QUAD
 
     @property
     def out_spatial(self) -> tuple[int, ...]:

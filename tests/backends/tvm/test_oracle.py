@@ -49,7 +49,7 @@ def seconds(family, shape, target=TARGET):
         (
             Conv2d(1, 3, 48, 24, 24, (3, 3), precision="int8"),
             conv,
-            ConvShape(1, 3, 48, (24, 24), (3, 3), dtype="uint8"),
+            ConvShape(1, 3, 48, (24, 24), (3, 3), plain_input=True, dtype="uint8"),
         ),
     ],
     ids=["strided", "first", "winograd", "depthwise", "product", "product of integers", "first, integers"],

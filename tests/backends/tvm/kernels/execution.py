@@ -96,6 +96,12 @@ def blocked_codes(x: Array, lanes: int) -> Array:
     return np.where(block_channels(np.ones_like(x), lanes) == 1, block_channels(x, lanes), 211).astype(np.uint8)
 
 
+def quads(x: Array) -> Array:
+    """[N, up to 4, *spatial] as int32 [N, *spatial], with large codes in the place of missing channels."""
+    padded = np.pad(x, ((0, 0), (0, 4 - x.shape[1]), *((0, 0),) * (x.ndim - 2)), constant_values=211)
+    return np.ascontiguousarray(np.moveaxis(padded, 1, -1)).view("<i4")[..., 0]
+
+
 def assert_same_codes(found: Array, exact: Array, quantize: Quantize) -> None:
     """Compare codes with what the unrounded values are rounded to; at a tie either neighbour will do."""
     expected = quantize.reference(exact)
@@ -169,7 +175,8 @@ def check_integer_conv(
     y = np.full([size or n for size in conv.output_shape(shape, target)], 0, epilogue.dtype)
     start = corrections(weight, zero_point, shape, target)
     kernel = compiled(family.build(shape, schedule, target, epilogue), target)
-    kernel(blocked_codes(x, target.lanes), family.pack(weight, shape, target), start, *packed, y)
+    source = quads(x) if shape.plain_input else blocked_codes(x, target.lanes)
+    kernel(source, family.pack(weight, shape, target), start, *packed, y)
     exact = family.reference(x.astype(np.int32) - zero_point, weight, shape, without_quantize(epilogue), plain)
     assert_same(unblock_channels(y, shape.out_channels), exact, epilogue)
 
