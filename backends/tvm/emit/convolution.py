@@ -214,12 +214,11 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
 
 def _quads(emitter: Emitter, node: fx.Node, codes: fx.Node) -> Any:
     """Up to four channels of codes as one int32 for each pixel, the first channel lowest."""
+    channels = cast(int, emitter.shape(codes)[1])
 
     def compute(x: Any) -> Any:
-        channels = range(x.shape[1])
-
         def element(n: Any, *place: Any) -> Any:
-            parts = [scalar.cast(x(n, c, *place), "int32") << tirx.const(8 * c, "int32") for c in channels]
+            parts = [scalar.cast(x(n, c, *place), "int32") << tirx.const(8 * c, "int32") for c in range(channels)]
             return functools.reduce(tirx.bitwise_or, parts)
 
         return te.compute((x.shape[0], *x.shape[2:]), element, name="quads")

@@ -7,8 +7,9 @@ both sides to 16 bits and adding pairs. Instructions that saturate on their way 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ InputDtype = Literal["float32", "uint8"]
 """What kernels multiply: floats with floats, or uint8 with int8."""
 
 
-class Arithmetic(Protocol):
+class Arithmetic(ABC):
     """How one step is computed.
 
     Attributes:
@@ -29,45 +30,50 @@ class Arithmetic(Protocol):
         sums: Dtype of the accumulators.
         depth: Channels of a step.
         instructions: Arithmetic instructions for each accumulator and step.
+        registers: Vector registers that a step takes: for each vector of weights, and besides.
     """
 
-    inputs: InputDtype
-    weights: str
-    sums: str
-    depth: int
-    instructions: int
+    inputs: ClassVar[InputDtype]
+    weights: ClassVar[str]
+    sums: ClassVar[str]
+    depth: ClassVar[int]
+    instructions: ClassVar[int]
+    registers: ClassVar[tuple[int, int]]
 
+    @abstractmethod
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """``total`` plus the products of one step: ``depth`` elements x, ``lanes * depth`` packed weights.
 
         Four elements of 8 bits may come as one of 32.
         """
 
-    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    @abstractmethod
+    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights [..., channels, lanes] in the order of steps; the channels are a multiple of ``depth``."""
 
 
 @dataclass(frozen=True)
-class FusedFloats:
-    """One float32 multiply-add for each lane."""
+class FusedFloats(Arithmetic):
+    """One float32 multiply-add for each lane; the broadcast may be an operand in memory."""
 
-    inputs: InputDtype = "float32"
-    weights: str = "float32"
-    sums: str = "float32"
-    depth: int = 1
-    instructions: int = 1
+    inputs = "float32"
+    weights = "float32"
+    sums = "float32"
+    depth = 1
+    instructions = 1
+    registers = (1, 1)
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """One multiply-add of each lane."""
         return total + T.broadcast(x, int(weight.ty.dtype.lanes)) * weight
 
-    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """As they are."""
         return weight
 
 
 @dataclass(frozen=True)
-class DotOfFour:
+class DotOfFour(Arithmetic):
     """A dot-product instruction of the target: four products of uint8 with int8, added to each lane of 32 bits.
 
     Attributes:
@@ -75,11 +81,12 @@ class DotOfFour:
     """
 
     intrinsic: str
-    inputs: InputDtype = "uint8"
-    weights: str = "int8"
-    sums: str = "int32"
-    depth: int = 4
-    instructions: int = 1
+    inputs = "uint8"
+    weights = "int8"
+    sums = "int32"
+    depth = 4
+    instructions = 1
+    registers = (1, 3)  # broadcasts are loaded ahead
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """One instruction."""
@@ -88,14 +95,14 @@ class DotOfFour:
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
         return T.call_llvm_pure_intrin(f"int32x{lanes}", number, total, left, weight)
 
-    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[..., steps, lanes, 4]."""
         *lead, channels, lanes = weight.shape
         return weight.reshape(*lead, channels // 4, 4, lanes).swapaxes(-1, -2)
 
 
 @dataclass(frozen=True)
-class WidenedPairs:
+class WidenedPairs(Arithmetic):
     """Without a dot product of four: even and odd channels widened to 16 bits, products of which are added in pairs.
 
     Attributes:
@@ -103,11 +110,12 @@ class WidenedPairs:
     """
 
     intrinsic: str
-    inputs: InputDtype = "uint8"
-    weights: str = "int16"
-    sums: str = "int32"
-    depth: int = 4
-    instructions: int = 4
+    inputs = "uint8"
+    weights = "int16"
+    sums = "int32"
+    depth = 4
+    instructions = 4
+    registers = (2, 6)
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """Two products of pairs: the even bytes of each 32 bits by a mask, the odd ones by a shift."""
@@ -122,7 +130,7 @@ class WidenedPairs:
             total = total + T.call_llvm_pure_intrin(f"int32x{lanes}", number, left, part)
         return total
 
-    def packed(self, weight: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[..., steps, lanes, 4]; in truth [parity, lanes, 2]: channels 0 and 2 of each lane, then 1 and 3."""
         *lead, channels, lanes = weight.shape
         split = weight.reshape(*lead, channels // 4, 2, 2, lanes)

@@ -203,7 +203,7 @@ class _Emitter:
         quads = shape.plain_input and shape.dtype == "uint8"
         outputs = (self.batch, *output_shape(shape, target)[1:])
         self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]), "int32" if quads else shape.dtype)
-        step = (width, self.lanes)
+        step: tuple[int, ...] = (width, self.lanes)
         if self.arithmetic.depth > 1:
             step = (width // self.arithmetic.depth, self.lanes, self.arithmetic.depth)
         self.weight = tensor(

@@ -26,7 +26,6 @@ CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
 CYCLES_PER_OPERAND = 0.01
 CYCLES_PER_TILE = 30
-INTEGER_BROADCASTS = 3
 INTEGER_CYCLES_PER_RESULT = 5
 """Of a vector of sums: to float32, scaled, bounded and rounded, to 8 bits."""
 LONG_REDUCTION = 256
@@ -50,12 +49,9 @@ StoreResult = Callable[["int | Expr", Part, Expr], None]
 
 
 def fits(rows: int, vectors: int, target: Target, arithmetic: Arithmetic = FLOATS) -> bool:
-    """Whether the accumulators, one step's weights and broadcasts fit the vector registers.
-
-    A broadcast float may be an operand in memory. One of integers is loaded ahead, so that a few are held.
-    """
-    broadcasts = 1 if arithmetic.depth == 1 else INTEGER_BROADCASTS
-    return rows <= most_rows(target) and rows * vectors + vectors + broadcasts <= target.vector_registers
+    """Whether the accumulators, one step's weights and broadcasts fit the vector registers."""
+    each, besides = arithmetic.registers
+    return rows <= most_rows(target) and rows * vectors + each * vectors + besides <= target.vector_registers
 
 
 def most_rows(target: Target) -> int:
