@@ -98,7 +98,8 @@ class DotOfFour(Arithmetic):
     def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[..., steps, lanes, 4]."""
         *lead, channels, lanes = weight.shape
-        return weight.reshape(*lead, channels // 4, 4, lanes).swapaxes(-1, -2)
+        steps: npt.NDArray[Any] = weight.reshape(*lead, channels // 4, 4, lanes).swapaxes(-1, -2)
+        return steps
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,8 @@ class Quantize:
 
     def reference(self, x: Array) -> Array:
         """The same of an array of float64."""
-        return np.clip(np.rint(x) + self.zero_point, self.low, self.high).astype(np.uint8)
+        codes: Array = np.clip(np.rint(x) + self.zero_point, self.low, self.high).astype(np.uint8)
+        return codes
 
 
 OperandStep = PerChannel | PerElement
