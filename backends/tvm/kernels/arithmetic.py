@@ -91,9 +91,12 @@ class DotOfFour(Arithmetic):
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """One instruction."""
         lanes = int(total.ty.dtype.lanes)
-        left = tirx.reinterpret(f"uint8x{4 * lanes}", T.broadcast(_word(x), lanes))
+        return self.dot(total, tirx.reinterpret(f"uint8x{4 * lanes}", T.broadcast(_word(x), lanes)), weight)
+
+    def dot(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """``total`` plus the products of four codes and four weights in each lane."""
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
-        return T.call_llvm_pure_intrin(f"int32x{lanes}", number, total, left, weight)
+        return T.call_llvm_pure_intrin(str(total.ty.dtype), number, total, x, weight)
 
     def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[..., steps, lanes, 4]."""
@@ -116,7 +119,7 @@ class WidenedPairs(Arithmetic):
     sums = "int32"
     depth = 4
     instructions = 4
-    registers = (2, 6)
+    registers = (2, 4)
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """Two products of pairs: the even bytes of each 32 bits by a mask, the odd ones by a shift."""

@@ -411,8 +411,9 @@ class _Emitter:
                         ahead.prefetch.ask(self.weight, ahead.first, chunk - ahead.chunk)
                     depth = self.arithmetic.depth
                     steps = ceil_div(inputs.size, depth)
-                    # A block has few steps of integers: a loop would cost as much as they do.
-                    with unrolled(0, steps) if depth > 1 else loop(steps) as step:
+                    # A block has few steps of integers: a loop would cost as much as they do if each is short.
+                    short = depth > 1 and self.arithmetic.instructions == 1
+                    with unrolled(0, steps) if short else loop(steps) as step:
                         c = step * depth
                         self._step(tile, met.rows, source + c, inner.stride * pixel_elements, weight + c * self.lanes)
 

@@ -137,6 +137,11 @@ class RegisterTile:
             index = span(row * self.lanes, self.lanes)
             T.buffer_store(accumulators, change(row, accumulators[index]), [index])
 
+    def change(self, row: int, vector: int, change: Callable[[Expr], Expr]) -> None:
+        """Set one accumulator to ``change(accumulator)``."""
+        accumulators, index = self._accumulators[vector], span(row * self.lanes, self.lanes)
+        T.buffer_store(accumulators, change(accumulators[index]), [index])
+
     def finish(
         self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None
     ) -> None:

@@ -7,6 +7,7 @@ one for each class of outputs that meet the same taps.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr
 from shave.backends.tvm.kernels.base import Array, Flat, bind, ceil_div, pad_channels, tensor
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, TapClasses, phases
-from shave.backends.tvm.kernels.register_tile import Part, RegisterTile
+from shave.backends.tvm.kernels.register_tile import RegisterTile
 
 
 def corrections(weight: Array, zero_point: int, shape: ConvShape, target: Target) -> Array:
@@ -78,15 +79,29 @@ class Corrections:
             block: Its first block of output channels.
             position: Its first output.
         """
+        values = self.starts(phase, run, block, position[:-1])
+        tile.load(lambda row, part: values(row, part.vector))
+
+    def starts(
+        self, phase: tuple[Phase, ...], run: PixelRun, block: int | Expr, outer: Sequence[int | Expr]
+    ) -> Callable[[int | Expr, int], Expr]:
+        """Give a function (pixel of a tile, block of channels from ``block`` on) to what its sums start from.
+
+        Args:
+            phase: All axes.
+            run: The tiles of which this is one.
+            block: Number of a block of output channels.
+            outer: The position of the tile along all axes but the last.
+        """
         classes = [TapClasses.of(axis) for axis in phase]
         number: int | Expr = 0
-        for of, q in zip(classes[:-1], position[:-1], strict=True):
+        for of, q in zip(classes[:-1], outer, strict=True):
             number = number * of.count + of.number(q)
         (start,) = bind((number * (classes[-1].count * self._blocks) + block) * self._lanes)
 
-        def value(row: int | Expr, part: Part) -> Expr:
+        def value(pixel: int | Expr, vector: int) -> Expr:
             # The tiles of a run are alike in which taps they meet, so the first one speaks for all.
-            inside = classes[-1].number(run.first + row) * (self._blocks * self._lanes)
-            return self._values.load(start + inside + part.vector * self._lanes, self._lanes)
+            inside = classes[-1].number(run.first + pixel) * (self._blocks * self._lanes)
+            return self._values.load(start + inside + vector * self._lanes, self._lanes)
 
-        tile.load(value)
+        return value

@@ -146,7 +146,7 @@ def test_results_are_those_of_torch_up_to_ties(forward, shape, layers):
     difference = (found - expected).abs()
     assert difference.max() < 1.01 * step
     assert (difference > step / 10).float().mean() < 0.01
-    products = [call for call in compiled.lowered.kernels if call.family in ("conv", "depthwise", "matmul")]
+    products = [call for call in compiled.lowered.kernels if call.kernel is not None and call.family != "pooling"]
     assert len(products) == len(layers)
     assert all(call.kernel.shape.dtype == "uint8" for call in products)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import tvm, tvm_target
-from shave.backends.tvm.kernels import conv, depthwise
+from shave.backends.tvm.kernels import conv, depthwise, depthwise_dot
 from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Quantize, Residual, Scale
 from shave.backends.tvm.kernels.geometry import ConvShape, TapClasses, phases
@@ -47,6 +47,35 @@ def test_convolutions_are_exact(shape, target):
 @pytest.mark.parametrize("shape", DEPTHWISE.values(), ids=DEPTHWISE)
 def test_depthwise_convolutions_are_exact(shape, target):
     check_integer_conv(depthwise, shape, target)
+
+
+PLANES = {
+    "3x3": ((14, 14), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "3x3, stride 2": ((9, 17), (3, 3), (2, 2), ((0, 1), (1, 0))),
+    "5x5": ((7, 40), (5, 5), (1, 1), ((2, 2), (2, 2))),
+    "rows of four": ((6, 4), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    "beyond the image": ((3, 5), (2, 7), (1, 1), ((2, 1), (9, 6))),
+    "stride 3, 9 taps": ((20, 31), (3, 9), (2, 3), ((1, 1), (4, 4))),
+    "no padding": ((6, 11), (3, 4), (1, 1), ((0, 0), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("target", targets(("x86-64-v4-vnni",)))
+@pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES)
+def test_depthwise_dot_products_are_exact(plane, target):
+    shape = ConvShape(2, 35, 35, *plane, groups=35, dtype="uint8")
+    assert depthwise_dot.applies(shape, target)
+    for schedule in depthwise_dot.candidates(shape, target)[::3]:
+        check_integer_conv(depthwise_dot, shape, target, BLOCK, schedule)
+
+
+def test_depthwise_dot_products_take_what_they_can():
+    planes = [ConvShape(1, 35, 35, *plane, groups=35, dtype="uint8") for plane in PLANES.values()]
+    assert not any(depthwise_dot.applies(shape, resolve("x86-64-v4")) for shape in planes)
+    target = resolve("x86-64-v4-vnni")
+    assert all(depthwise_dot.applies(shape, target) for shape in planes)
+    for change in ({"dtype": "float32"}, {"groups": 5}, {"dilation": (1, 2)}, {"spatial": (9, 3)}):
+        assert not depthwise_dot.applies(dataclasses.replace(planes[0], **change), target)
 
 
 @each_integer_target
@@ -135,7 +164,7 @@ def test_outputs_of_a_class_meet_the_same_taps(extent, kernel, stride, padding, 
     assert extent < 50 or classes.count <= sum(padding) + 1
 
 
-@each_integer_target
+@pytest.mark.parametrize("target", targets(("x86-64-v4-vnni", "x86-64-v4")))  # 16 registers are too few for LLVM
 def test_sums_stay_in_registers(target):
     instruction = "vpdpbusd" if arithmetic_of("uint8", target).instructions == 1 else "vpmaddwd"
     shape = ConvShape(1, 64, 64, (28, 28), (3, 3), (1, 1), test_conv.SAME, dtype="uint8")
