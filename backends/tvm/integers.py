@@ -19,7 +19,7 @@ from shave.backends.tvm.quantized import (
     QUANTIZE,
     constant,
     dequantized,
-    product_of,
+    is_weight,
     quantized,
 )
 from shave.ir.ops import argument, op_name
@@ -58,7 +58,7 @@ def is_multiplied(node: fx.Node) -> bool:
     """Whether all that reads a dequantized weight multiplies its integers."""
     if op_name(node) not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
         return False
-    return all(len(u.args) > 1 and u.args[1] is node and product_of(u) is not None for u in node.users)
+    return all(is_weight(node, reader) for reader in node.users)
 
 
 def _as_uint8(rewriter: Rewriter, node: fx.Node) -> None:

@@ -21,11 +21,12 @@ QUANTIZE = "quantized_decomposed.quantize_per_tensor"
 DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor"
 DEQUANTIZE_CHANNELS = "quantized_decomposed.dequantize_per_channel"
 
-OUTPUT_AXIS = {
-    "aten.conv1d": 0, "aten.conv2d": 0, "aten.conv3d": 0, "aten.convolution": 0,
-    "aten.linear": 0, "aten.matmul": 1, "aten.mm": 1,
+_PRODUCTS = {
+    "aten.conv1d": (0, 0), "aten.conv2d": (0, 0), "aten.conv3d": (0, 0), "aten.convolution": (0, 0),
+    "aten.linear": (0, 0), "aten.matmul": (0, 1), "aten.mm": (0, 1), "aten.addmm": (1, 1),
 }  # fmt: skip
-"""Operators whose kernels multiply codes with integer weights, and the axis of the weights that is the output's."""
+"""Operators whose kernels multiply codes with integer weights: the position of the codes among their arguments, behind
+which the weights come, and the axis of the weights that is the output's."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,19 @@ def constant(value: Any) -> npt.NDArray[Any] | None:
 
 def product_of(node: fx.Node) -> Product | None:
     """The operands of a call whose kernel multiplies integers; None for any other call."""
-    axis = OUTPUT_AXIS.get(op_name(node))
-    if axis is None or len(node.args) < 2 or node.meta["val"].dtype != torch.float32:
+    if op_name(node) not in _PRODUCTS or node.meta["val"].dtype != torch.float32:
         return None
+    first, axis = _PRODUCTS[op_name(node)]
     if op_name(node) == "aten.convolution" and argument(node, "transposed"):
         return None
-    x, weights = dequantized(node.args[0]), weights_of(node.args[1], axis)
+    if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return None
+    x, weights = dequantized(node.args[first]), weights_of(node.args[first + 1], axis)
     if x is None or weights is None or (axis == 1 and weights.node.meta["val"].dim() != 2):
         return None
     return Product(x, weights)
+
+
+def is_weight(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether a call multiplies codes with the integers that a node dequantizes."""
+    return product_of(reader) is not None and reader.args[_PRODUCTS[op_name(reader)][0] + 1] is node

@@ -17,6 +17,7 @@ from shave.backends.tvm.emit.operands import Blocks, Operands, Rows
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import batch_matmul, matmul
+from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import ceil_div
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.epilogue import Epilogue
@@ -87,7 +88,7 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     region = emitter.region(node)
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
-    dtype = "float32" if integers is None else "uint8"
+    dtype: InputDtype = "float32" if integers is None else "uint8"
     shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype)
     # Products with the same weights may cut them differently.
     kind = "linear" if op_name(node) == "aten.linear" else "matmul"
