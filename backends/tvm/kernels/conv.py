@@ -54,6 +54,7 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch
 from shave.backends.tvm.kernels.register_tile import (
@@ -193,6 +194,7 @@ class _Emitter:
         self.epilogue = epilogue
         self.lanes = target.lanes
         self.cores = target.cores
+        self.packs = narrows(target)
         self.blocks = blocks_of(shape, target.lanes)
         self.batch = extent(shape.batch)
         self.shape = merged(shape, schedule)
@@ -365,7 +367,7 @@ class _Emitter:
             self.y.store(at(row, part), value, part.width)
 
         if whole:
-            tile.finish(self.epilogue, load, store)
+            tile.finish(self.epilogue, load, store, packing=self.packs and phase[-1].output_step == 1)
         else:
             with T.If((number + 1) * self.depth < self.blocks.input_blocks):
                 with T.Then():

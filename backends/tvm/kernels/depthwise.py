@@ -38,6 +38,7 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.conv_schedule import banded
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile, most_rows
 from shave.backends.tvm.kernels.vector_math import as_float32
@@ -173,7 +174,7 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
                             def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
                                 y.store(result + (row * lanes + part.first), value, part.width)
 
-                            tile.finish(epilogue, load, store)
+                            tile.finish(epilogue, load, store, packing=narrows(target))
     return builder.get()
 
 

@@ -39,7 +39,7 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, PixelRun, phases, pixel_runs
 from shave.backends.tvm.kernels.operands import BlockedOperands
-from shave.backends.tvm.kernels.register_tile import CYCLES_PER_TILE, INTEGER_CYCLES_PER_RESULT, Part, RegisterTile
+from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_tile
 from shave.backends.tvm.kernels.zero_point import Corrections
 
 PIXELS = 4
@@ -77,8 +77,9 @@ def applies(shape: ConvShape, target: Target) -> bool:
     )
 
 
-def _cycles(shape: ConvShape, schedule: DepthwiseDotSchedule) -> float:
+def _cycles(shape: ConvShape, schedule: DepthwiseDotSchedule, target: Target) -> float:
     """Estimated cycles of one block of channels: shuffles on one unit, or all on two."""
+    arithmetic = arithmetic_of(shape.dtype, target)
     quads = ceil_div(shape.kernel[1], PIXELS)
     total = 0.0
     for rows, pixels in itertools.product(
@@ -86,8 +87,8 @@ def _cycles(shape: ConvShape, schedule: DepthwiseDotSchedule) -> float:
     ):
         shuffles = 2 * quads * ((rows.size - 1) * shape.stride[0] + shape.kernel[0]) * pixels.size
         products = quads * rows.size * shape.kernel[0] * pixels.size
-        busy = max(shuffles, (shuffles + products) / 2) + INTEGER_CYCLES_PER_RESULT * rows.size * pixels.size
-        total += int(rows.count) * int(pixels.count) * (CYCLES_PER_TILE + busy)
+        busy = max(shuffles, (shuffles + products) / 2)
+        total += int(rows.count) * int(pixels.count) * (busy + cycles_per_tile(pixels.size, rows.size, arithmetic))
     return total
 
 
@@ -95,7 +96,7 @@ def seconds(shape: ConvShape, schedule: DepthwiseDotSchedule, target: Target) ->
     """Estimated time of a call; an unknown batch counts as 1."""
     blocks = (shape.batch or 1) * ceil_div(shape.in_channels, target.lanes)
     tiles = blocks * sum(int(run.count) for run in even_runs(shape.out_spatial[0], schedule.rows))
-    return _cycles(shape, schedule) * blocks * ceil_div(tiles, target.cores) / tiles / (target.gigahertz * 1e9)
+    return _cycles(shape, schedule, target) * blocks * ceil_div(tiles, target.cores) / tiles / (target.gigahertz * 1e9)
 
 
 def candidates(shape: ConvShape, target: Target) -> list[DepthwiseDotSchedule]:
@@ -106,7 +107,7 @@ def candidates(shape: ConvShape, target: Target) -> list[DepthwiseDotSchedule]:
         for pixels, rows in itertools.product(range(1, min(width, 14) + 1), range(1, min(height, 6) + 1))
         if pixels * rows <= MOST_SUMS
     ]
-    return sorted(tiles, key=lambda s: (_cycles(shape, s), s.rows))[:6]
+    return sorted(tiles, key=lambda s: (_cycles(shape, s, target), s.rows))[:6]
 
 
 def default(shape: ConvShape, target: Target) -> DepthwiseDotSchedule:
@@ -214,7 +215,10 @@ class _Emitter:
         def load(operand: int, pixel: int | Expr, part: Part) -> Expr:
             return self.operands.load(operand, number, block, at(pixel, part), part.first, part.width)
 
-        tile.finish(self.epilogue, load, lambda pixel, part, value: self.y.store(at(pixel, part), value, part.width))
+        def store(pixel: int | Expr, part: Part, value: Expr) -> None:
+            self.y.store(at(pixel, part), value, part.width)
+
+        tile.finish(self.epilogue, load, store, packing=True)
 
     def _multiply(
         self,

@@ -276,7 +276,18 @@ class Epilogue:
     @property
     def dtype(self) -> str:
         """Of the result."""
-        return "uint8" if self.steps and isinstance(self.steps[-1], Quantize) else "float32"
+        return "float32" if self.quantize is None else "uint8"
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The last step, if it makes codes."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, Quantize) else None
+
+    @property
+    def unrounded(self) -> Epilogue:
+        """The steps ahead of :attr:`quantize`."""
+        return self if self.quantize is None else Epilogue(self.steps[:-1])
 
     @property
     def transcendental(self) -> bool:

@@ -17,6 +17,7 @@ from shave.backends.tvm.adapter import Expr, T, tirx
 from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic
 from shave.backends.tvm.kernels.base import loop, span, unrolled
 from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.narrowing import TOGETHER, codes_of
 from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, as_float32, local_array
 
 FMA_PER_CYCLE = 2
@@ -26,8 +27,8 @@ CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
 CYCLES_PER_OPERAND = 0.01
 CYCLES_PER_TILE = 30
-INTEGER_CYCLES_PER_RESULT = 5
-"""Of a vector of sums: to float32, scaled, bounded and rounded, to 8 bits."""
+PACKED_CYCLES, NARROWED_CYCLES = 3, 5
+"""Of a vector of sums to float32, scaled, bounded and rounded, to 8 bits: with three others, or by itself."""
 LONG_REDUCTION = 256
 """Steps that take longer than a line takes from far caches to level 1."""
 
@@ -71,7 +72,9 @@ def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, instructions
 
 def cycles_per_tile(rows: int, vectors: int, arithmetic: Arithmetic = FLOATS) -> float:
     """Estimated cycles of a tile besides its reduction: loops, clearing and storing the accumulators."""
-    return CYCLES_PER_TILE + rows * vectors * (1 if arithmetic.depth == 1 else INTEGER_CYCLES_PER_RESULT)
+    together = rows // TOGETHER * TOGETHER
+    each = rows if arithmetic.depth == 1 else PACKED_CYCLES * together + NARROWED_CYCLES * (rows - together)
+    return CYCLES_PER_TILE + each * vectors
 
 
 def power_of_two_parts(width: int) -> list[tuple[int, int]]:
@@ -143,7 +146,12 @@ class RegisterTile:
         T.buffer_store(accumulators, change(accumulators[index]), [index])
 
     def finish(
-        self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None
+        self,
+        epilogue: Epilogue,
+        load: LoadOperand,
+        store: StoreResult,
+        columns: int | Expr | None = None,
+        packing: bool = False,
     ) -> None:
         """Apply the epilogue and store.
 
@@ -152,6 +160,8 @@ class RegisterTile:
             load: Gives parts of the operands of the epilogue.
             store: Writes parts of the result.
             columns: Lanes of the tile that exist in the result, counted over its vectors; all by default.
+            packing: The target packs codes, and rows follow each other in memory: ``store`` may get four of them as
+                one part.
         """
         columns = self.vectors * self.lanes if columns is None else columns
         if isinstance(columns, int):
@@ -161,9 +171,14 @@ class RegisterTile:
                 for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
             ]
             if not epilogue.transcendental and len(parts) == self.vectors:
-                with unrolled(0, self.rows) as row:
+                packed = self.rows // TOGETHER * TOGETHER if packing and epilogue.quantize is not None else 0
+                for first in range(0, packed, TOGETHER):
                     for part in parts:
-                        self._finish_part(self._accumulators, row, part, epilogue, load, store)
+                        self._finish_together(first, part, epilogue, load, store)
+                if packed < self.rows:
+                    with unrolled(packed, self.rows) as row:
+                        for part in parts:
+                            self._finish_part(self._accumulators, row, part, epilogue, load, store)
                 return
         # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
         staged = [local_array(self.rows * self.lanes, self._arithmetic.sums) for _ in range(self.vectors)]
@@ -192,3 +207,18 @@ class RegisterTile:
     ) -> None:
         value = as_float32(source[part.vector][span(row * self.lanes + part.first, part.width)])
         store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))
+
+    def _finish_together(
+        self, first: int, part: Part, epilogue: Epilogue, load: LoadOperand, store: StoreResult
+    ) -> None:
+        """The same for four rows of codes from ``first`` on."""
+        values = []
+        for row in range(first, first + TOGETHER):
+
+            def operand(number: int, row: int = row) -> Expr:
+                return load(number, row, part)
+
+            value = as_float32(self._accumulators[part.vector][span(row * self.lanes, self.lanes)])
+            values.append(epilogue.unrounded.apply(value, operand))
+        assert epilogue.quantize is not None
+        store(first, Part(part.vector, 0, TOGETHER * self.lanes), codes_of(values, epilogue.quantize))
