@@ -11,14 +11,19 @@ from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import tvm, tvm_target
 from shave.backends.tvm.kernels import conv, depthwise, depthwise_dot
 from shave.backends.tvm.kernels.arithmetic import arithmetic_of
+from shave.backends.tvm.kernels.base import pad_channels, unblock_channels
 from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Quantize, Residual, Scale
 from shave.backends.tvm.kernels.geometry import ConvShape, TapClasses, phases
 from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.backends.tvm.kernels.zero_point import corrections
 from tests.backends.tvm.kernels import test_conv, test_depthwise
 from tests.backends.tvm.kernels.execution import (
     REQUANTIZE,
+    blocked_codes,
     check_integer_conv,
     check_integer_matmul,
+    codes,
+    compiled,
     each_integer_target,
     targets,
 )
@@ -92,6 +97,21 @@ def test_epilogues_of_sums(epilogue, target):
 def test_zero_points_and_bounds(zero_point, result, target):
     steps = Epilogue((Scale(), Bias(), result))
     check_integer_conv(conv, CONVOLUTIONS["padding beyond the image"], target, steps, zero_point=zero_point)
+
+
+@each_integer_target
+@pytest.mark.parametrize("width", [3, 8])
+def test_results_beyond_32_bits_saturate(width, target):
+    shape = ConvShape(1, 4, 4, (width,), (1,), dtype="uint8")
+    weight = np.ones(shape.weight_shape, np.int8)
+    bias = np.array([1e30, -1e30, np.inf, -np.inf], np.float32)
+    epilogue = Epilogue((Scale(), Bias(), Quantize(3)))
+    y = np.zeros(conv.output_shape(shape, target), np.uint8)
+    vectors = [pad_channels(v, target.lanes) for v in (np.ones(4, np.float32), bias)]
+    kernel = compiled(conv.build(shape, conv.default(shape, target), target, epilogue), target)
+    x = blocked_codes(codes(1, 4, width), target.lanes)
+    kernel(x, conv.pack(weight, shape, target), corrections(weight, 0, shape, target), *vectors, y)
+    assert unblock_channels(y, 4).tolist() == [[[255] * width, [0] * width, [255] * width, [0] * width]]
 
 
 @each_integer_target
