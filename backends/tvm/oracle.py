@@ -74,7 +74,8 @@ def method_of(problem: Convolution) -> str:
 
 def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
     """Family and shape of the kernel that computes a problem."""
-    from shave.backends.tvm.kernels import conv, depthwise, depthwise_dot, matmul, winograd
+    from shave.backends.tvm.kernels import matmul, winograd
+    from shave.backends.tvm.kernels.families import family_of
     from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
     from shave.backends.tvm.kernels.matmul import MatmulShape
     from shave.backends.tvm.kernels.winograd_shape import WinogradShape
@@ -91,9 +92,7 @@ def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
             plain_input=problem.groups == 1 and problem.in_channels <= QUAD if integers else plain,
             dtype=_INPUTS[problem.precision],
         )  # fmt: skip
-        if depthwise_dot.applies(shape, target):
-            return depthwise_dot, shape
-        return (depthwise if depthwise.applies(shape) else conv), shape
+        return family_of(shape, target), shape
     tiles = WinogradShape(
         problem.batch, problem.in_channels, problem.out_channels, spatial, problem.padding, problem.tile
     )

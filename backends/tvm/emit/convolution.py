@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from shave.backends.target import Target
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
@@ -20,7 +19,7 @@ from shave.backends.tvm.emit.epilogues import emit_epilogue
 from shave.backends.tvm.emit.operands import Blocks
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.kernels import conv, depthwise, depthwise_dot
+from shave.backends.tvm.kernels.families import family_of
 from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
 from shave.backends.tvm.kernels.zero_point import corrections
 from shave.backends.tvm.layout import Value, blocked_shape
@@ -171,8 +170,8 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
         tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, a.transposed,
         a.output_padding if a.transposed else (), plain_input,
     )  # fmt: skip
-    family: Any = depthwise if depthwise.applies(shape) else conv
-    name = f"{a.weight.target}.{'depthwise' if family is depthwise else 'conv'}"
+    family = family_of(shape, target)
+    name = f"{a.weight.target}.{family.__name__.rpartition('.')[2]}"
     name += ".transposed" * a.transposed + ".plain" * plain_input
     source = emitter.plain(a.x) if plain_input else emitter.blocked(a.x)
     packed = emitter.weights.add(name, family.pack(weight, shape, target))
@@ -198,7 +197,7 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
         tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, plain_input=quads, dtype="uint8",
     )  # fmt: skip
-    family = integer_family(shape, target)
+    family = family_of(shape, target)
     inputs = [
         _quads(emitter, node, x.node) if quads else emitter.blocked(x.node),
         emitter.weights.add(f"{weights.node.target}.integers{'.quads' * quads}", family.pack(weight, shape, target)),
@@ -211,13 +210,6 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
     stored = blocked_shape(result, emitter.lanes)
     made = emitter.call_kernel(family, shape, epilogue, [*inputs, *operands], stored, region.nodes)
     return Value(result, epilogue.dtype, blocked=made)
-
-
-def integer_family(shape: ConvShape, target: Target) -> Any:
-    """The module of kernels that computes a convolution of codes."""
-    if depthwise_dot.applies(shape, target):
-        return depthwise_dot
-    return depthwise if depthwise.applies(shape) else conv
 
 
 def _quads(emitter: Emitter, node: fx.Node, codes: fx.Node) -> Any:
