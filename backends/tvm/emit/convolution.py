@@ -81,10 +81,14 @@ def _read(node: fx.Node) -> _Arguments:
     )  # fmt: skip
 
 
-def _with_pad(a: _Arguments) -> _Arguments:
-    """The convolution with a constant pad of zeros ahead of it as padding of its own; kernels take uneven ones.
+def _with_pad(a: _Arguments, zero: int = 0) -> _Arguments:
+    """The convolution with a constant pad ahead of it as padding of its own; kernels take uneven ones.
 
     The pad itself is emitted as ever and dropped if nothing else reads it.
+
+    Args:
+        a: The convolution.
+        zero: What stands for 0 in its input.
     """
     pad = a.x
     if a.transposed or pad.op != "call_function" or op_name(pad) not in ("aten.pad", "aten.constant_pad_nd"):
@@ -92,7 +96,7 @@ def _with_pad(a: _Arguments) -> _Arguments:
     amounts, source = list(argument(pad, "pad")), argument(pad, "self")
     constant = op_name(pad) == "aten.constant_pad_nd" or argument(pad, "mode") == "constant"
     whole = all(isinstance(amount, int) and amount >= 0 for amount in amounts)
-    if not constant or not whole or argument(pad, "value") or len(amounts) > 2 * len(a.stride):
+    if not constant or not whole or (argument(pad, "value") or 0) != zero or len(amounts) > 2 * len(a.stride):
         return a
     # The amounts come last axis first.
     amounts += [0] * (2 * len(a.stride) - len(amounts))
@@ -189,17 +193,18 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
 def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) -> Value:
     """Codes times integer weights."""
     target, x, weights = emitter.target, product.x, product.weights
+    a = _with_pad(replace(a, x=x.node), x.zero_point)
     weight = cast(torch.Tensor, emitter.constant(weights.node)).numpy()
-    batch, channels, *spatial = emitter.shape(x.node)
+    batch, channels, *spatial = emitter.shape(a.x)
     out_channels = weight.shape[0]
-    quads = cast(int, channels) <= QUAD and a.groups == 1 and emitter.value(x.node).blocked is None
+    quads = cast(int, channels) <= QUAD and a.groups == 1 and emitter.value(a.x).blocked is None
     shape = ConvShape(
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
         tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, plain_input=quads, dtype="uint8",
     )  # fmt: skip
     family = family_of(shape, target)
     inputs = [
-        _quads(emitter, node, x.node) if quads else emitter.blocked(x.node),
+        _quads(emitter, node, a.x) if quads else emitter.blocked(a.x),
         emitter.weights.add(f"{weights.node.target}.integers{'.quads' * quads}", family.pack(weight, shape, target)),
         emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
     ]

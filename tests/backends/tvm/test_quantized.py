@@ -9,6 +9,7 @@ from torch import nn
 
 from shave.backends import targets
 from shave.backends.tvm.legalise import legalise
+from shave.backends.tvm.lower import lower
 from shave.backends.tvm.quantized import product_of
 from shave.ir.from_torch import trace
 from shave.ir.ops import op_name
@@ -98,6 +99,11 @@ def movement(x, first, second):
     return real(second(real(x, 0.04, 99)), 0.05, 77)
 
 
+def padded(x, first, second):
+    x = real(torch.relu(first(nn.functional.pad(real(x), (0, 1, 0, 1)))), 0.04, 0)
+    return real(second(nn.functional.pad(x, (2, 0))), 0.06, 101)
+
+
 def classifier(x, first, second):
     x = real(torch.relu(first(real(x))), 0.04, 0)
     x = real(nn.functional.adaptive_avg_pool2d(x, 1), 0.02, 0)
@@ -126,6 +132,7 @@ CASES = {
         [Conv(16, 8, 3, 3, padding=1, dtype=torch.uint8, zero=128), Conv(16, 16, 1, 1, one=True)],
     ),
     "movement of codes": (movement, (1, 16, 10, 10), [Conv(16, 16, 3, 3), Conv(24, 32, 1, 1)]),
+    "uneven padding": (padded, (1, 16, 9, 9), [Conv(16, 16, 3, 3, stride=2), Conv(20, 16, 3, 3)]),
     "mean and product": (classifier, (2, 8, 12, 12), [Conv(32, 8, 3, 3, padding=1), Linear(10, 32)]),
     "activations": (gates, (1, 16, 6, 6), [Conv(16, 16, 1, 1), Conv(20, 16, 3, 3)]),
     "products of rows": (products, (3, 7, 30), [Linear(50, 30), Linear(24, 50)]),
@@ -157,6 +164,13 @@ def test_nothing_is_float_between_two_layers():
     names = [call.name for call in Compiled(program_of(forward, shape, layers)).lowered.kernels]
     assert [name.partition("_")[0] for name in names] == ["fused", "conv", "conv", "conv", "fused"]
     assert "dequantize" not in names[0]
+
+
+@needs_integers
+def test_padding_is_part_of_a_convolution():
+    names = [call.name for call in lower(program_of(*CASES["uneven padding"]), host()).kernels]
+    assert len(names) == 4
+    assert not [name for name in names if "pad" in name]
 
 
 def test_floats_are_multiplied_where_the_target_multiplies_no_integers():
