@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from shave.backends import weights as tensors
 from shave.backends.container import Member, layout, write
+from shave.backends.encoding import Encoded, part_names
 from shave.backends.kernel_cost import KernelCost
 from shave.backends.manifest import Manifest, Platform, made_with
 from shave.backends.plan import Plan
@@ -40,14 +41,35 @@ class Contents:
     Attributes:
         manifest: What it is.
         library: The shared library.
-        weights: The weights in the order in which the library takes them, views of ``file``.
+        stored: The tensors of the file by name, views of ``file``.
         file: The whole file. Mapped copy-on-write: nothing done in memory reaches the disk.
     """
 
     manifest: Manifest
     library: memoryview
-    weights: tuple[tensors.Array, ...]
+    stored: Mapping[str, tensors.Array]
     file: memoryview
+
+    @property
+    def weights(self) -> tuple[tensors.Array, ...]:
+        """The weights in the order in which the library takes them.
+
+        Those that are stored as they are used are views of ``file``, the others are decoded anew each time.
+
+        Raises:
+            ArtifactError: Codes do not fit their table.
+        """
+        return tuple(self._weight(name) for name in self.manifest.weights)
+
+    def _weight(self, name: str) -> tensors.Array:
+        encoding = self.manifest.encodings.get(name)
+        if encoding is None:
+            return self.stored[name]
+        parts = {part: self.stored[stored] for part, stored in part_names(name, encoding.kind)}
+        try:
+            return encoding.decode(parts)
+        except ArtifactError as error:
+            raise ArtifactError(f"weight {name!r}: {error}") from error
 
     def save(self, path: Path) -> None:
         """Write the same bytes to another file, whole or not at all.
@@ -64,6 +86,7 @@ def pack(
     *,
     library: bytes,
     weights: Sequence[tuple[str, tensors.Array]],
+    encoded: Mapping[str, Encoded] | None = None,
     signature: Signature,
     target: Target,
     plan: Plan | None = None,
@@ -80,6 +103,7 @@ def pack(
         stream: Where to write.
         library: The shared library that TVM exported.
         weights: Name and content of each weight, in the order in which the library takes them.
+        encoded: Small forms of weights, by name, which are stored in their places.
         signature: Inputs and outputs.
         target: What the library was compiled for.
         plan: What the library's function ``run`` does; None if the library is for the virtual machine.
@@ -90,11 +114,14 @@ def pack(
     Raises:
         UnsupportedError: A weight has a dtype without a place in the format.
     """
-    members = (Member.of(LIBRARY, [library]), Member.of(WEIGHTS, tensors.encode(weights)))
+    encoded = encoded or {}
+    stored = _stored(weights, encoded)
+    members = (Member.of(LIBRARY, [library]), Member.of(WEIGHTS, tensors.encode(stored)))
     manifest = Manifest(
         signature=signature,
         platform=Platform.of(target),
         weights=tuple(name for name, _ in weights),
+        encodings={name: each.encoding for name, each in encoded.items()},
         plan=plan,
         members=members,
         report=report,
@@ -103,8 +130,22 @@ def pack(
         kernels=tuple(kernels),
     ).encode()
     first = Member.of(MANIFEST, [manifest])
-    contents = [(first, [manifest]), (members[0], [library]), (members[1], tensors.encode(weights))]
+    contents = [(first, [manifest]), (members[0], [library]), (members[1], tensors.encode(stored))]
     write(stream, contents, _COMMENT + first.sha256.encode())
+
+
+def _stored(
+    weights: Sequence[tuple[str, tensors.Array]], encoded: Mapping[str, Encoded]
+) -> list[tuple[str, tensors.Array]]:
+    """The tensors of the file: weights as they are, or the parts of their small forms."""
+    stored = []
+    for name, array in weights:
+        if name in encoded:
+            small = encoded[name]
+            stored += [(place, small.parts[part]) for part, place in part_names(name, small.encoding.kind)]
+        else:
+            stored.append((name, array))
+    return stored
 
 
 def open_artifact(path: Path) -> Contents:
@@ -155,9 +196,20 @@ def read_artifact(stream: BinaryIO) -> Contents:
             raise ArtifactError(f"it is damaged: the digest of {member.name} does not fit")
 
     stored = tensors.decode(weights)
-    if sorted(stored) != sorted(manifest.weights):
+    _check_weights(manifest, stored)
+    return Contents(manifest, library, stored, file)
+
+
+def _check_weights(manifest: Manifest, stored: Mapping[str, tensors.Array]) -> None:
+    """Refuse weights other than the manifest says, and small forms that do not make sense; decodes nothing."""
+    wanted: list[str] = []
+    for name in manifest.weights:
+        encoding = manifest.encodings.get(name)
+        wanted += [name] if encoding is None else [place for _, place in part_names(name, encoding.kind)]
+    if sorted(stored) != sorted(wanted) or not set(manifest.weights).issuperset(manifest.encodings):
         raise ArtifactError("its manifest does not describe its weights")
-    return Contents(manifest, library, tuple(stored[name] for name in manifest.weights), file)
+    for name, encoding in manifest.encodings.items():
+        encoding.check(name, {part: stored[place] for part, place in part_names(name, encoding.kind)})
 
 
 def _check_members(stream: BinaryIO) -> int:

@@ -117,6 +117,7 @@ def compile(
                 stream,
                 library=library,
                 weights=lowering.weights,
+                encoded=lowering.encoded,
                 signature=lowering.signature,
                 target=target,
                 plan=lowering.plan,

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from shave.backends import host
 from shave.backends.container import Member
+from shave.backends.encoding import Encoding
 from shave.backends.kernel_cost import KernelCost
 from shave.backends.plan import Plan
 from shave.backends.target import Target
 from shave.ir.errors import ArtifactError, SignatureError
 from shave.ir.signature import Signature
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format that this code writes, and the only one that it reads."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -70,6 +71,7 @@ class Manifest:
         signature: Inputs and outputs.
         platform: Where the code runs.
         weights: Names of the weights in the order in which the code takes them.
+        encodings: How weights are made that are stored in a small form, by name.
         plan: Which kernel runs when, on which bytes; None for a program that the virtual machine runs.
         members: The other members, in the order of the file.
         report: One JSON object per pass that was applied, oldest first.
@@ -87,6 +89,7 @@ class Manifest:
     figures: Mapping[str, Any]
     versions: Mapping[str, str]
     kernels: tuple[KernelCost, ...] = ()
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data that :meth:`from_json` takes back."""
@@ -95,6 +98,7 @@ class Manifest:
             "signature": self.signature.to_json(),
             "platform": {**vars(self.platform), "features": list(self.platform.features)},
             "weights": list(self.weights),
+            "encodings": {name: encoding.to_json() for name, encoding in self.encodings.items()},
             "plan": None if self.plan is None else self.plan.to_json(),
             "members": {m.name: {"size": m.size, "crc32": m.crc32, "sha256": m.sha256} for m in self.members},
             "report": list(self.report),
@@ -135,6 +139,7 @@ class Manifest:
                 figures=dict(data["figures"]),
                 versions={_text(name): _text(number) for name, number in data["versions"].items()},
                 kernels=tuple(KernelCost.from_json(entry) for entry in data["kernels"]),
+                encodings={name: Encoding.from_json(entry) for name, entry in data["encodings"].items()},
             )
         except ArtifactError:
             raise

@@ -1,6 +1,6 @@
 """Accuracy of real models after factorization without training: each method, with data and by weights alone.
 
-Run as ``python -m benchmarks.factorize_accuracy [MODEL ...]``. Finished rows go to the history file
+Run as ``python -m benchmarks.factorize_accuracy [MODEL ...] [--method METHOD ...]``. Finished rows go to the history
 ``benchmarks/history/factorize_accuracy.jsonl``, and a row that is there is not measured again. ``--show`` prints the
 tables in Markdown, ``--chart FILE.svg`` draws them. Calibration data and test data have no sample in common.
 """
@@ -20,12 +20,12 @@ import torch
 
 import shave
 from benchmarks.latency.history import append, machine, revision
-from benchmarks.real_models import DATA, Array, RealModel, accuracy, real_models
+from benchmarks.real_models import DATA, Array, RealModel, accuracy, normalise_cifar10, real_models
 from shave.ir.errors import PipelineError
 from shave.ir.program import Program
 
 HISTORY = Path(__file__).parent / "history" / "factorize_accuracy.jsonl"
-AMOUNTS = (0.85, 0.7, 0.55)
+AMOUNTS = (0.7, 0.55, 0.85)
 METHODS = {
     "KWT-1": ("svd", "tensor-train"),
     "ResNet-20": ("auto", "svd", "tucker", "separable", "cp"),
@@ -50,9 +50,7 @@ def _cifar10_train(count: int) -> Array:
 
     sheet = np.asarray(Image.open(DATA / "cifar10" / "train_0_10000.webp").convert("RGB"))
     tiles = sheet.reshape(sheet.shape[0] // 32, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
-    deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    return (tiles[:count].astype(np.float32) / 255 - mean) / deviation
+    return normalise_cifar10(tiles[:count])
 
 
 def _imagenet(count: int, scale: float, shift: float) -> Array:
@@ -70,17 +68,19 @@ def _imagenet(count: int, scale: float, shift: float) -> Array:
     return np.stack(images)
 
 
-def plans(model: str) -> Iterator[tuple[str, float, bool]]:
+def plans(model: str, methods: Sequence[str]) -> Iterator[tuple[str, float, bool]]:
     """Method, share of MACs, and whether data are used."""
-    for amount in AMOUNTS:
-        for method in METHODS[model]:
+    for method in METHODS[model]:
+        if methods and method not in methods:
+            continue
+        for amount in AMOUNTS:
             yield method, amount, True
             yield method, amount, False
 
 
-def measure(model: RealModel, done: set[tuple[Any, ...]]) -> None:
-    """Every row of a model that is not there yet."""
-    todo = [plan for plan in plans(model.name) if (model.name, *plan) not in done]
+def measure(model: RealModel, methods: Sequence[str], done: set[tuple[Any, ...]]) -> None:
+    """Every row of a model, by all methods unless some are named, that is not there yet."""
+    todo = [plan for plan in plans(model.name, methods) if (model.name, *plan) not in done]
     if not todo:
         return
     inputs, labels = model.test_set()
@@ -101,7 +101,7 @@ def measure(model: RealModel, done: set[tuple[Any, ...]]) -> None:
         row = {
             "model": model.name, "method": method, "amount": amount, "data": data,
             "macs": after.macs / before.macs, "params": after.parameters / before.parameters,
-            "top1": round(accuracy(lambda batch, p=split: _run(p, batch), inputs, labels, 50), 2),
+            "top1": round(accuracy(lambda batch, p=split: _run(p, batch), inputs, labels, 100), 2),
             "stated": model.accuracy, "samples": len(inputs), "seconds": round(seconds, 1),
         }  # fmt: skip
         append(HISTORY, json.dumps({**context, **row}))
@@ -128,7 +128,7 @@ def show(found: Sequence[dict[str, Any]]) -> None:
     known = {(r["model"], r["method"], r["amount"], r["data"]): r for r in found}
     for model, methods in METHODS.items():
         for method in methods:
-            for amount in AMOUNTS:
+            for amount in sorted(AMOUNTS, reverse=True):
                 pair = [known.get((model, method, amount, data)) for data in (True, False)]
                 if any(pair):
                     first = next(row for row in pair if row)
@@ -174,6 +174,7 @@ def chart(found: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="names of models; all by default")
+    parser.add_argument("--method", action="append", default=[], help="one of several; all by default")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--chart", type=Path)
     options = parser.parse_args()
@@ -181,7 +182,7 @@ def main() -> None:
         done = {(r["model"], r["method"], r["amount"], r["data"]) for r in rows()}
         for model in real_models():
             if model.name in METHODS and (not options.models or model.name in options.models):
-                measure(model, done)
+                measure(model, options.method, done)
         return
     if options.show:
         show(rows())

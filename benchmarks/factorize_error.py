@@ -1,4 +1,4 @@
-"""Errors of linear layers at equal ranks: fitted to data, and by weights alone, on data that neither has seen.
+"""Errors of linear layers split at half their weights: fitted to data, and by weights alone, on data not seen before.
 
 Run as ``python -m benchmarks.factorize_error``. KWT-1 has its trained weights and speech; the model in the shape of
 BERT has random weights and random tokens, so that what it computes is about as far from low rank as can be.
@@ -43,12 +43,13 @@ def bert(layers: int) -> tuple[Program, Batches, Batches]:
 
 
 def compare(program: Program, seen: Batches, unseen: Batches) -> Iterator[tuple[str, float, float]]:
-    """For each layer that can be split, at half its full rank, the relative error of its output: plain, with data."""
+    """For each layer that can be split, at half its weights, the relative error of its output: plain, with data."""
     layers = [layer for node in filter(is_candidate, program.calls) if isinstance(layer := read(program, node), Layer)]
     readers = {layer.node: (layer.source, layer.features, layer.sampler(0)) for layer in layers}
     fitted, judge = input_moments(program, readers, seen), input_moments(program, readers, unseen)
     for layer in layers:
-        rank = (max(1, min(layer.weight.shape) // 2),)
+        outputs, features = layer.weight.shape
+        rank = (max(1, outputs * features // (2 * (outputs + features))),)
         after, about = judge[layer.node].covariance, judge[layer.node].mean
         errors = []
         for metric in (Metric(), Metric.of(fitted[layer.node])):

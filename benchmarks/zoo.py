@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ Case = tuple[nn.Module, tuple[Any, ...]]
 """A model in evaluation mode, and inputs for it."""
 
 SIZES = (64, 96, 128, 160, 224, 256)
-FRAMES = 8
+FRAMES = (8, 16)
 
 
 def names() -> dict[str, list[str]]:
@@ -91,16 +92,17 @@ def _torchvision(name: str) -> Case:
         options["weights_backbone"] = None
     module = models.get_model(name, **options)
 
-    def inputs(size: int) -> tuple[Any, ...]:
+    def inputs(size: int, frames: int) -> tuple[Any, ...]:
         if family == "video":
-            return (torch.randn(1, 3, 16 if "mvit" in name else FRAMES, size, size),)
+            return (torch.randn(1, 3, frames, size, size),)
         if family == "optical_flow":
             return torch.randn(1, 3, size, size), torch.randn(1, 3, size, size)
         if family == "detection":
             return ([torch.rand(3, size, size)],)
         return (torch.randn(1, 3, size, size),)
 
-    return _first_that_runs((lambda size=size: (module, inputs(size))) for size in SIZES)  # type: ignore[misc]
+    sizes = product(SIZES, FRAMES if family == "video" else (1,))
+    return _first_that_runs((lambda each=each: (module, inputs(*each))) for each in sizes)  # type: ignore[misc]
 
 
 def _timm(name: str) -> Case:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from shave.ir.ops import OPS, op_name
+from shave.ir.ops import OPS, argument, op_name
 from shave.ir.program import Program
 from shave.ir.shapes import hints
 
@@ -20,7 +20,7 @@ class Cost:
     """Static cost for one sample.
 
     Attributes:
-        parameters: Elements of all weights; a shared weight counts once.
+        parameters: Elements of all weights; a shared weight counts once, and packed codes as many as they stand for.
         macs: Multiply-accumulates of convolutions, matrix products and attention.
         weight_bytes: Bytes of all weights in their own dtypes.
         peak_activation_bytes: Largest sum of live intermediate tensors, inputs and outputs included, when every
@@ -56,11 +56,23 @@ def cost(program: Program, sizes: Mapping[str, int] | None = None) -> Cost:
             by_node[node.name] = row.macs(node, shape)
     weights = [tensor for _, tensor in program.weights()]
     return Cost(
-        parameters=sum(tensor.numel() for tensor in weights),
+        parameters=sum(tensor.numel() for tensor in weights) + _packed(program),
         macs=sum(by_node.values()),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
         peak_activation_bytes=_peak(program, known),
         macs_by_node=by_node,
+    )
+
+
+def _packed(program: Program) -> int:
+    """Elements that lie in packed codes beyond the bytes of these."""
+    stood_for = {
+        node.args[0]: math.prod(argument(node, "shape")) for node in program.calls if op_name(node) == "shave.lookup"
+    }
+    return sum(
+        elements - program.weight(codes).numel()
+        for codes, elements in stood_for.items()
+        if isinstance(codes, fx.Node) and codes.op == "get_attr"
     )
 
 

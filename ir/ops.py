@@ -31,7 +31,7 @@ class Trait(Flag):
     NORMALISATION = auto()
     """Divides by a statistic of its input (LayerNorm, softmax ...)."""
     OPAQUE = auto()
-    """Never folded, merged or looked through: quantize and dequantize carry meaning beyond their values."""
+    """Never folded, merged or looked through: quantize, dequantize and lookup say how a value is stored."""
     RANDOM = auto()
     """Two calls with equal arguments differ."""
     SIZE = auto()
@@ -128,6 +128,7 @@ def _rows() -> dict[str, Op]:
         Trait.OPAQUE,
         namespace="quantized_decomposed",
     )
+    add("lookup", Trait.OPAQUE, namespace="shave")
     return rows
 
 

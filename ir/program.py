@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
-import shave.ir.winograd  # noqa: F401 - registers shave's own operators with torch, which programs may call
+import shave.ir.lookup
+import shave.ir.winograd  # noqa: F401 - both register operators of shave's own with torch, which programs may call
 from shave.ir.dtypes import dtype_name
 from shave.ir.errors import SignatureError
 from shave.ir.signature import Signature

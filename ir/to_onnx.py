@@ -15,8 +15,10 @@ from typing import cast
 import onnx
 import onnx_graphsurgeon as gs
 import torch
+from torch import fx
 
 from shave.ir.errors import UnsupportedError
+from shave.ir.ops import argument
 from shave.ir.program import Program
 from shave.ir.pt2 import to_exported
 from shave.ir.standard import standard
@@ -51,7 +53,7 @@ def to_onnx(program: Program, path: Path) -> None:
 
 def to_model(program: Program) -> onnx.ModelProto:
     """The same as an object in memory."""
-    program = standard(program)
+    program = _general_convolutions(standard(program))
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -66,6 +68,27 @@ def to_model(program: Program) -> onnx.ModelProto:
     _rename(graph, program)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return cast(onnx.ModelProto, gs.export_onnx(graph))
+
+
+def _general_convolutions(program: Program) -> Program:
+    """Call ``convolution`` for a ``conv3d`` without bias: torch's exporter gives that one a bias of two columns."""
+    if not any(_is_bare_conv3d(node) for node in program.calls):
+        return program
+    program = program.clone()
+    with program.rewrite(by="to-onnx") as rewriter:
+        for node in filter(_is_bare_conv3d, program.calls):
+            x, weight, *geometry, groups = (
+                argument(node, name) for name in ("input", "weight", "stride", "padding", "dilation", "groups")
+            )
+            arguments = (x, weight, None, *geometry, False, [0, 0, 0], groups)
+            call = rewriter.call(torch.ops.aten.convolution.default, arguments, before=node, sources=[node])
+            rewriter.replace(node, call)
+            rewriter.erase(node)
+    return program
+
+
+def _is_bare_conv3d(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.conv3d.default and argument(node, "bias") is None
 
 
 def _rename(graph: gs.Graph, program: Program) -> None:

@@ -46,13 +46,14 @@ def probe_inputs(program: Program, calibration: Iterable[Any] | None = None, see
     """
     if calibration is not None:
         for batch in calibration:
-            return _first_samples(program, as_inputs(program, batch))
+            return first_samples(program, as_inputs(program, batch))
         raise PipelineError("the calibration data holds no batch")
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(node.meta["val"], generator) for node in program.inputs)
 
 
-def _first_samples(program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def first_samples(program: Program, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The first 8 samples of a batch, where the program lets its size vary; else all of it."""
     batch = {spec.shape[0] if spec.shape else None for spec in program.signature.inputs}
     name = batch.pop()
     if batch or not isinstance(name, str) or name not in program.signature.dims:

@@ -76,7 +76,19 @@ class WinogradConv2d:
 
 
 class Measured(float):
-    """Seconds that were measured, not estimated. An oracle gives all ways to compute a thing in one of the two."""
+    """Seconds that were measured, not estimated. An oracle gives all ways to compute a thing in one of the two.
+
+    Attributes:
+        estimate: What would have been estimated, to set beside estimates of other things; None if nothing would.
+    """
+
+    estimate: float | None
+
+    def __new__(cls, seconds: float, estimate: float | None = None) -> Measured:
+        """Seconds, and what was estimated."""
+        made = super().__new__(cls, seconds)
+        made.estimate = estimate
+        return made
 
 
 @dataclass(frozen=True)

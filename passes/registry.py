@@ -10,6 +10,7 @@ from shave.passes.base import Pass
 from shave.passes.suggest import nearest
 
 PASSES = {
+    "codebook": "shave.passes.codebook.codebook:Codebook",
     "dead-code": "shave.passes.simplify.dead_code:DeadCode",
     "dedupe": "shave.passes.simplify.dedupe:Dedupe",
     "drop-identities": "shave.passes.simplify.drop_identities:DropIdentities",

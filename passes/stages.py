@@ -19,9 +19,9 @@ class Stage(Flag):
     FLOAT = 1
     """Ordinary operators on floating-point (and index) tensors."""
     QUANTIZED = 2
-    """Some values go through ``quantized_decomposed.quantize_*`` and ``dequantize_*``."""
+    """Some values go through ``quantized_decomposed.quantize_*`` and ``dequantize_*``, or ``shave.lookup``."""
     LOWERED = 4
-    """Some operators are shave's own (namespace ``shave``), which stand for a particular kernel."""
+    """Some operators are shave's own (namespace ``shave``) and stand for a particular kernel."""
     ANY = 7
 
     def __str__(self) -> str:
@@ -33,12 +33,12 @@ _ORDER = (Stage.FLOAT, Stage.QUANTIZED, Stage.LOWERED)
 
 def stage_of(program: Program) -> Stage:
     """Tell a program's stage from its operators: the furthest that any of them belongs to."""
-    from shave.ir.ops import op_name
+    from shave.ir.ops import Trait, has_trait, op_name
 
-    namespaces = {op_name(node).partition(".")[0] for node in program.calls}
-    if "shave" in namespaces:
+    storing = {node for node in program.calls if has_trait(node, Trait.OPAQUE)}
+    if any(op_name(node).startswith("shave.") for node in program.calls if node not in storing):
         return Stage.LOWERED
-    return Stage.QUANTIZED if "quantized_decomposed" in namespaces else Stage.FLOAT
+    return Stage.QUANTIZED if storing else Stage.FLOAT
 
 
 def is_beyond(stage: Stage, limit: Stage) -> bool:

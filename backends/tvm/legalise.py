@@ -20,6 +20,7 @@ from shave.backends.tvm.compose import compose
 from shave.backends.tvm.emit.registry import emitter_of
 from shave.backends.tvm.integers import is_multiplied, use_integers
 from shave.backends.tvm.recurrent import DECOMPOSITIONS
+from shave.backends.tvm.small_form import is_decoding, keep_small_form
 from shave.ir.ops import Trait, has_trait, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter, fake_mode, is_impure
@@ -28,7 +29,7 @@ from shave.ir.shapes import hints
 _GROWTH = 4
 _SMALL = 1 << 20
 """A folded value may be this many times larger than what it is computed from, or have this many bytes: an expanded
-weight is not stored, a table of relative positions is."""
+weight is not stored, a table of relative positions is. A decoded one may be any size: its small form is stored."""
 _ROUNDS = 8
 _OF_SHAPE_ALONE = ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
 """Operators that ask their first argument for its shape and dtype, never for its values."""
@@ -76,7 +77,9 @@ def _fold(program: Program, rewriter: Rewriter, integers: bool) -> None:
         if isinstance(value, torch.Tensor):
             source = next((str(n.target) for n in node.all_input_nodes if n.op == "get_attr"), node.name)
             name = f"{source}_{op_name(node).split('.')[-1].lstrip('_')}"
-            rewriter.replace(node, rewriter.weight(name, value.contiguous(), sources=[node]))
+            folded = rewriter.weight(name, value.contiguous(), sources=[node])
+            keep_small_form(program, node, folded)
+            rewriter.replace(node, folded)
 
 
 def _known(program: Program, node: fx.Node) -> torch.Tensor:
@@ -100,6 +103,8 @@ def _is_foldable(node: fx.Node) -> bool:
         return False
     if any(isinstance(size, torch.SymInt) for size in value.shape):
         return False
+    if is_decoding(node):
+        return True
     read = sum(n.meta["val"].numel() * n.meta["val"].element_size() for n in inputs)
     made = torch.Size(hints(value.shape)).numel() * value.element_size()
     return bool(made <= max(_GROWTH * read, _SMALL))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from shave.backends.encoding import Encoded
 from shave.backends.kernel_cost import KernelCost
 from shave.backends.plan import Plan
 from shave.backends.target import Target
@@ -61,6 +62,7 @@ class Lowered:
         module: What to generate code for: an ``IRModule`` with ``main(*inputs, weights)``, which takes the weights as
             one tuple and returns a tuple, or, if there is a plan, the kernels with the function ``run``.
         weights: Name and array of each weight, packed for the kernels, in the order of the tuple.
+        encoded: The small forms of weights that have one, by name.
         signature: That of the program.
         kernels: The calls of functions of the library, in execution order; those inside of branches are left out.
         plan: Which kernel runs when, on which bytes; None if that is only known at run time.
@@ -73,6 +75,7 @@ class Lowered:
     kernels: list[KernelCall]
     plan: Plan | None
     costs: tuple[KernelCost, ...]
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 _one_at_a_time = threading.Lock()
@@ -114,7 +117,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)
     costs = () if program.dim_names else kernel_costs(program, kernels)
-    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan, costs)
+    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan, costs, weights.encoded)
 
 
 def _is_anchor(node: fx.Node) -> bool:

@@ -62,7 +62,7 @@ def measured_oracle(database: Database, target: Target) -> Oracle | None:
         if comparison is None:
             return estimate(problem)
         found = comparison.seconds.get(method_of(problem))
-        return None if found is None else Measured(found)
+        return None if found is None else Measured(found, estimate(problem))
 
     return seconds
 

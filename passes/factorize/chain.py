@@ -13,7 +13,7 @@ from torch import fx
 from shave.ir.cook_toom import POINTS, TAPS
 from shave.ir.rewrite import Rewriter
 from shave.passes.factorize.layer import Layer, Window
-from shave.passes.problems import Conv2d, Matmul, Oracle, Problem, Transpose, WinogradConv2d
+from shave.passes.problems import Conv2d, Matmul, Measured, Oracle, Problem, Transpose, WinogradConv2d
 
 aten = torch.ops.aten
 
@@ -131,7 +131,10 @@ def whole(layer: Layer) -> Step:
 
 
 def costs(steps: Sequence[Step], oracle: Oracle | None) -> Costs:
-    """Add up what steps cost, each by the fastest method that the oracle knows for it."""
+    """Add up what steps cost, each by the fastest method that the oracle knows for it.
+
+    Times are estimates throughout: who has measured the layer has not measured the chain that may come in its place.
+    """
     times = [_seconds(step, oracle) for step in steps] if oracle is not None else [None]
     known = [time for time in times if time is not None]
     return Costs(
@@ -143,7 +146,8 @@ def costs(steps: Sequence[Step], oracle: Oracle | None) -> Costs:
 
 def _seconds(step: Step, oracle: Oracle) -> float | None:
     methods = step.methods()
-    known = [time for time in map(oracle, methods) if time is not None]
+    found = [time.estimate if isinstance(time, Measured) else time for time in map(oracle, methods)]
+    known = [time for time in found if time is not None]
     return min(known) if known else None if methods else 0.0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace as replace_fields
+from functools import cache, partial
 from typing import Literal
 
+import torch
 from torch import fx
 
 from shave.ir.errors import PipelineError
@@ -14,6 +16,7 @@ from shave.ir.program import Program
 from shave.passes.base import Context, Exactness, Pass, option
 from shave.passes.factorize import plan
 from shave.passes.factorize.cp import Cp
+from shave.passes.factorize.drift import POINTS, measured
 from shave.passes.factorize.factorization import Factorization
 from shave.passes.factorize.layer import Layer, is_candidate, read
 from shave.passes.factorize.metric import Metric
@@ -25,13 +28,18 @@ from shave.passes.factorize.surgery import replace
 from shave.passes.factorize.svd import Svd
 from shave.passes.factorize.tensor_train import TensorTrain, why_not_shapes
 from shave.passes.factorize.tucker import Tucker
+from shave.passes.intermediate import counterparts
+from shave.passes.probe import first_samples
+from shave.passes.prune.repair.repair import Method, repair
 from shave.passes.report import Report
 from shave.passes.scope import select
 from shave.passes.stages import Stage
 from shave.passes.statistics import input_moments
 
-MAX_FEATURES = 8192
-"""Layers of more have no covariance taken: half a gigabyte it would be."""
+DRIFT_MACS = 5e11
+"""What the drift of the outputs may take to measure (15 seconds of one core), but for samples that are always run."""
+DRIFT_SAMPLES = range(8, 65)
+"""Samples that it is measured on."""
 MAX_ERROR = 0.1
 """Of a layer whose ranks are chosen by cost alone, unless the user says otherwise."""
 
@@ -75,6 +83,9 @@ class Factorize(Pass):
     )
     out_shape: tuple[int, ...] = option((), help="for tensor-train: factors of the outputs")
     in_shape: tuple[int, ...] = option((), help="for tensor-train: factors of the inputs, as many")
+    repair: Literal["auto", "none", "statistics", "reconstruct"] = option(
+        "auto", help="how to mend what follows a chain; auto: reconstruct if there is calibration data"
+    )
     data: bool = option(True, help="whether to use calibration data where there is some")
     layers: tuple[str, ...] = option((), help="scopes to split; all by default")
     skip: tuple[str, ...] = option((), help="scopes to leave as they are")
@@ -137,10 +148,49 @@ class Factorize(Pass):
             largest = max(largest, error)
             report.applied(candidate.layer.node, _describe(candidate, decision, error))
         chosen = {c: d for c, d in zip(candidates, decisions, strict=True) if isinstance(d, Choice)}
+        whole = program.clone()
         replace(program, chosen, self.name)
+        if chosen and (method := self._repair(context)) is not None:
+            self._mend(whole, program, method, context, report)
         report.entries.sort(key=lambda entry: order[entry.node])
         report.metrics["largest_error"] = largest
         return report
+
+    def _repair(self, context: Context) -> Method | None:
+        """How to mend."""
+        if self.repair == "none":
+            return None
+        if self.repair == "auto":
+            idle = context.calibration is None or not self.data or self.rank == "greedy"
+            return None if idle else "reconstruct"
+        context.need("calibration", self)
+        return self.repair
+
+    def _mend(self, whole: Program, split: Program, method: Method, context: Context, report: Report) -> None:
+        """Let the last steps of chains, and all layers behind them, make up for what the chains ahead get wrong."""
+        known = {node.name for node in whole.calls}
+        fresh = [node.name for node in split.calls if node.name not in known]
+        places = {entry.node: place for place, entry in enumerate(report.entries)}
+        names = counterparts(whole, split)
+        with split.rewrite(by=self.name) as rewriter:
+            done = repair(
+                whole,
+                split,
+                {},
+                fresh,
+                context.batches(split, self),
+                method,
+                rewriter=rewriter,
+                generator=context.generator(),
+                track=partial(context.track, what=f"{self.name}: mend"),
+            )
+        for each in done:
+            if each.node.name in known:
+                (report.applied if each.changed else report.skipped)(each.node, str(each))
+            else:
+                place = places[names[each.node]]
+                entry = report.entries[place]
+                report.entries[place] = replace_fields(entry, text=f"{entry.text}; behind the other chains, {each}")
 
     def _terms(self, context: Context) -> Terms:
         amount: Amount = next(iter(self._budgets), self.gain)
@@ -184,18 +234,9 @@ class Factorize(Pass):
         found = {layer.node: Metric() for layer in layers}
         if context.calibration is None or not self.data:
             return found
-        readers = {
-            layer.node: (layer.source, layer.features, layer.sampler(context.seed))
-            for layer in layers
-            if layer.features <= MAX_FEATURES
-        }
+        readers = {layer.node: (layer.source, layer.features, layer.sampler(context.seed)) for layer in layers}
         moments = input_moments(program, readers, context.batches(program, self))
-        for node in found:
-            if node in moments:
-                found[node] = Metric.of(moments.pop(node))
-            else:
-                found[node] = Metric(note=f"no covariance of more than {MAX_FEATURES} features: by weights alone")
-        return found
+        return {node: Metric.of(moments.pop(node)) for node in found}
 
     def _decide(
         self, program: Program, context: Context, terms: Terms, candidates: Sequence[Candidate]
@@ -211,7 +252,26 @@ class Factorize(Pass):
         if not self._budgets:
             return plan.by_error(candidates, terms, terms.max_error if self.max_error else MAX_ERROR**2)
         (keep,) = self._budgets.values()
-        return plan.by_budget(candidates, terms, keep, self._total(program, terms, candidates))
+        curves = self._curves(program, context, terms, candidates)
+        return plan.by_budget(candidates, curves, terms, keep, self._total(program, terms, candidates))
+
+    def _curves(
+        self, program: Program, context: Context, terms: Terms, candidates: Sequence[Candidate]
+    ) -> Sequence[Sequence[Choice]]:
+        """The choices of all layers, with what they do to the outputs where there is data."""
+        curves = [terms.choices(candidate) for candidate in candidates]
+        if context.calibration is None or not self.data:
+            return curves
+        runs = POINTS * max(1, len(candidates))
+        affordable = int(DRIFT_MACS / max(1.0, program.cost().macs * runs))
+        wanted = min(max(affordable, DRIFT_SAMPLES[0]), DRIFT_SAMPLES[-1])
+        batches: list[tuple[torch.Tensor, ...]] = []
+        for batch in context.batches(program, self):
+            batches.append(first_samples(program, batch))
+            if sum(len(each[0]) for each in batches if each and each[0].dim()) >= wanted:
+                break
+        track = partial(context.track, what=f"{self.name}: drift")
+        return measured(program, candidates, curves, batches, track)
 
     def _total(self, program: Program, terms: Terms, candidates: Sequence[Candidate]) -> float:
         if terms.amount == "time":
@@ -231,12 +291,12 @@ class Factorize(Pass):
             replace(trial, {candidates[k].moved(nodes): choice for k, choice in chosen.items()}, self.name)
             return bool(evaluate(trial) >= least)
 
-        return plan.by_greed(candidates, terms, fits)
+        return plan.by_greed(candidates, self._curves(program, context, terms, candidates), terms, fits)
 
 
 def _describe(candidate: Candidate, choice: Choice, error: float) -> str:
     metric = choice.method.metric
     amounts: list[Amount] = ["time", "macs", "params"] if choice.costs.time is not None else ["macs", "params"]
     savings = [plan.saving(candidate.costs, choice.costs, amount) for amount in amounts]
-    by = metric.note or ("by data" if metric.covariance is not None else "by weights alone")
+    by = metric.note or ("by data" if metric.by_data else "by weights alone")
     return f"{choice.method.name} of rank {text(choice.ranks)}: {', '.join(savings)}; output error {error:.2g} ({by})"

@@ -99,6 +99,13 @@ class Layer:
         kernel = self.window.kernel if self.window is not None else (1, 1)
         return self.weight.reshape(*self.channels, *kernel)
 
+    def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the layer gives for what it reads, with another weight [out, features] and bias."""
+        if self.window is None:
+            return functional.linear(x, weight, bias)
+        kernel, window = weight.reshape(self.tensor.shape), self.window
+        return functional.conv2d(x, kernel, bias, window.stride, window.padding, window.dilation)
+
     def sampler(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """What turns the tensor that the layer reads into some of the rows x, drawn at random.
 

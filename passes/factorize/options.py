@@ -27,12 +27,19 @@ class Choice:
         ranks: How far.
         costs: Of the chain.
         error: Energy of the output's error as a share of the output's, 0 to 1.
+        drift: Of the program's outputs; see :mod:`shave.passes.factorize.drift`. None where it was not measured.
     """
 
     method: Factorization
     ranks: Ranks
     costs: Costs
     error: float
+    drift: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """What counts beside the losses of other layers."""
+        return self.error if self.drift is None else self.drift
 
 
 def choices(
@@ -61,7 +68,7 @@ def choices(
         if best and not method.closed(best[0].ranks):
             step = max(1.0, len(best) / FITTED)
             best = [best[int(k * step)] for k in range(min(FITTED, len(best)))]
-            sweeps = SWEEPS if method.metric.covariance is not None else 0  # starts are nearly the best for weights
+            sweeps = SWEEPS if method.metric.by_data else 0  # starts are nearly the best for weights
             best = [Choice(method, c.ranks, c.costs, method.fit(c.ranks, sweeps).error) for c in best]
         found += best
     return frontier(found, measure)

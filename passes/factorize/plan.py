@@ -53,7 +53,8 @@ class Candidate:
         """The weights of a choice."""
         key = (choice.method.name, choice.ranks)
         if key not in self._fitted:
-            self._fitted[key] = choice.method.fit(choice.ranks, SWEEPS)
+            sweeps = SWEEPS if choice.method.metric.by_data else 0  # starts are nearly the best for weights
+            self._fitted[key] = choice.method.fit(choice.ranks, sweeps)
         return self._fitted[key]
 
 
@@ -156,11 +157,14 @@ def by_error(candidates: Sequence[Candidate], terms: Terms, limit: float) -> lis
     return [decide(candidate) for candidate in candidates]
 
 
-def by_budget(candidates: Sequence[Candidate], terms: Terms, keep: float, total: float) -> list[Decision]:
-    """The least sum of errors over all layers that keeps a share of an amount.
+def by_budget(
+    candidates: Sequence[Candidate], curves: Sequence[Sequence[Choice]], terms: Terms, keep: float, total: float
+) -> list[Decision]:
+    """The least sum of losses over all layers that keeps a share of an amount.
 
     Args:
         candidates: All layers that can be split.
+        curves: The choices of each.
         terms: Whose amount it is.
         keep: The share.
         total: The amount of the whole program.
@@ -168,7 +172,6 @@ def by_budget(candidates: Sequence[Candidate], terms: Terms, keep: float, total:
     Raises:
         PipelineError: Not even the cheapest ways keep so little.
     """
-    curves = [terms.choices(candidate) for candidate in candidates]
     fixed = total - sum(terms.measure(candidate.costs) for candidate in candidates)
     items = [_items(*pair, terms) for pair in zip(candidates, curves, strict=True)]
     places = knapsack(items, keep * total - fixed)
@@ -178,20 +181,23 @@ def by_budget(candidates: Sequence[Candidate], terms: Terms, keep: float, total:
             f"{terms.amount}={keep:g} cannot be reached: what can be split leaves {least / total:.3g} at least, "
             f"within the limits given"
         )
-    return _decisions(candidates, curves, places, terms, "other layers save the same at a lower error")
+    return _decisions(candidates, curves, places, terms, "other layers save the same at a lower loss")
 
 
 def by_greed(
-    candidates: Sequence[Candidate], terms: Terms, fits: Callable[[Mapping[int, Choice]], bool]
+    candidates: Sequence[Candidate],
+    curves: Sequence[Sequence[Choice]],
+    terms: Terms,
+    fits: Callable[[Mapping[int, Choice]], bool],
 ) -> list[Decision]:
     """As far as the quality of the whole program allows.
 
     Args:
         candidates: All layers that can be split.
+        curves: The choices of each.
         terms: What is to be saved.
         fits: Tells whether a program with these choices, by place of the layer, is good enough.
     """
-    curves = [terms.choices(candidate) for candidate in candidates]
     items = [_items(*pair, terms) for pair in zip(candidates, curves, strict=True)]
     kept = [len(curve) for curve in curves]
 
@@ -204,8 +210,8 @@ def by_greed(
 
 
 def _items(candidate: Candidate, curve: Sequence[Choice], terms: Terms) -> list[tuple[float, float]]:
-    """Cost and error of each choice, and behind them of the layer as it is."""
-    split = [(terms.measure(choice.costs), choice.error) for choice in curve]
+    """Cost and loss of each choice, and behind them of the layer as it is."""
+    split = [(terms.measure(choice.costs), choice.loss) for choice in curve]
     return [*split, (terms.measure(candidate.costs), 0.0)]
 
 

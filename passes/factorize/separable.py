@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from shave.passes.factorize.chain import Convolve, Step
-from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, tail
+from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, level, tail
 from shave.passes.factorize.layer import Layer
 
 
@@ -72,9 +72,15 @@ class Separable(Factorization):
         down, across = factors
         return torch.einsum("orw,rch->ochw", across[:, :, 0], down[..., 0]).flatten(1)
 
+    def levelled(self, factors: Factors) -> Factors:
+        """See the base class."""
+        down, across = factors
+        seen = down.flatten(1) if self._root is None else down.flatten(1) @ self._root
+        return level(down, across, (seen**2).sum(1))
+
     def closed(self, ranks: Ranks) -> bool:
         """See the base class."""
-        return self.metric.covariance is None
+        return not self.metric.by_data
 
     def estimate(self, ranks: Ranks) -> float:
         """See the base class."""

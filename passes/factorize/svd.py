@@ -47,7 +47,7 @@ class Svd(Factorization):
     def _decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Eigenvalues of W S W', the largest first, and U."""
         weight = self.layer.weight
-        if weight.shape[0] <= weight.shape[1]:
+        if weight.shape[0] <= weight.shape[1] or self.metric.rows is not None:
             return directions(self.metric.outputs(weight))
         root = self.metric.root((weight.shape[1],), (0,))  # more outputs than features: the other side is smaller
         scaled = weight if root is None else weight @ root

@@ -9,7 +9,7 @@ from itertools import product as pairs
 import torch
 
 from shave.passes.factorize.chain import Convolve, Step
-from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, grid, tail
+from shave.passes.factorize.factorization import Factorization, Factors, Ranks, directions, grid, level, tail
 from shave.passes.factorize.layer import Layer, Window
 
 MAX_CANDIDATES = 12
@@ -98,6 +98,19 @@ class Tucker(Factorization):
         if core.shape[2:] == (1, 1):
             core = torch.einsum("rqhw,qc->rchw", left.pop(0), core[:, :, 0, 0])
         return left[0][:, :, 0, 0] @ core.flatten(1) if left else core.flatten(1)
+
+    def levelled(self, factors: Factors) -> Factors:
+        """See the base class."""
+        left = list(factors)
+        last = left.pop() if len(left) > 1 and left[-1].shape[2:] == (1, 1) else None
+        if len(left) == 2:
+            narrow = left[0].flatten(1)
+            seen = narrow if self._root is None else narrow @ self._root
+            left = [*level(left[0], left[1], (seen**2).sum(1))]
+        if last is not None:
+            inner = self.product(tuple(left))
+            left[-1], last = level(left[-1], last, (self.metric.apply(inner) * inner).sum(1))
+        return (*left, *([] if last is None else [last]))
 
     def estimate(self, ranks: Ranks) -> float:
         """See the base class."""

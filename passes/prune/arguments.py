@@ -111,6 +111,7 @@ def _sizes(name: str, first: str = "") -> Rule:
 def _repeats(node: fx.Node, lengths: Lengths, rewriter: Rewriter) -> None:
     name = "repeats" if op_name(node) == "aten.repeat" else "dims"
     counts, axes, out = list(argument(node, name)), lengths.axes(node.args[0]), lengths.axes(node)
+    counts = [1] * (len(axes) - len(counts)) + counts  # tile may name the last axes alone
     for back in range(1, len(axes) + 1):
         if lengths.changed(out[-back]) and not isinstance(counts[-back], fx.Node):
             counts[-back] = lengths.size(out[-back]) // lengths.size(axes[-back])

@@ -136,12 +136,7 @@ class Pruning:
                     node, f"{group.name}: {group.units} -> {left} {group.kind} by {self._plan.criterion}{note}"
                 )
         for done in self._mended.values():
-            if not done.changed:
-                report.skipped(done.node, done.text)
-            elif done.before is None:
-                report.applied(done.node, done.text)
-            else:
-                report.applied(done.node, f"{done.text}: error {done.before:.3g} -> {done.after:.3g}")
+            (report.applied if done.changed else report.skipped)(done.node, str(done))
         for name, now in costs(self._program).items():
             report.metrics[f"{name}_before"] = self._costs[name]
             report.metrics[f"{name}_after"] = now

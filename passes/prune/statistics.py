@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,6 +11,7 @@ from torch import fx
 from shave.ir.program import Program
 from shave.passes.prune.groups import Channels, Group
 from shave.passes.prune.roles import Role
+from shave.passes.statistics import Watcher, watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +62,10 @@ def gather(
     sums = {
         group.name: [_Sums(channels, readers, covariance) for channels, readers in consumed(group)] for group in groups
     }
-    watched: dict[fx.Node, list[_Sums]] = {}
+    watched: dict[fx.Node, list[Watcher]] = {}
     for each in (each for of_group in sums.values() for each in of_group):
-        watched.setdefault(each.channels.node, []).append(each)
-    for batch in batches:
-        with torch.no_grad():
-            _Watcher(program.module, watched).run(*batch)
+        watched.setdefault(each.channels.node, []).append(each.add)
+    watch(program, watched, batches)
     return {name: [each.statistics() for each in of_group] for name, of_group in sums.items()}
 
 
@@ -106,17 +104,3 @@ class _Sums:
         return Statistics(
             self.channels, self.readers, mean, variance, self.magnitude / count, self.active / count, covariance
         )
-
-
-class _Watcher(fx.Interpreter):
-    """Runs a program and adds up what watched nodes give."""
-
-    def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, list[_Sums]]) -> None:
-        super().__init__(module)
-        self._watched = watched
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        for sums in self._watched.get(n, ()):
-            sums.add(value)
-        return value

@@ -68,5 +68,5 @@ def _why_not(node: fx.Node) -> str:
     if is_random(node):
         return "equal calls of a random operator differ"
     if has_trait(node, Trait.OPAQUE):
-        return "quantize and dequantize stay where they are"
+        return "quantize, dequantize and lookup stay where they are"
     return "it checks its arguments" if is_impure(node) else ""

@@ -265,6 +265,9 @@ def test_newer_format(refuse: Callable[[bytes], str]) -> None:
 def test_weights_that_the_manifest_does_not_name(refuse: Callable[[bytes], str]) -> None:
     assert "does not describe its weights" in refuse(_with_manifest(weights=["w"]))
     assert "does not describe its weights" in refuse(_with_manifest(weights=["w", "w", "b"]))
+    entry = {"kind": "narrow", "bits": 0, "view": [16], "packing": []}
+    for name in ("w", "other"):
+        assert "does not describe its weights" in refuse(_with_manifest(encodings={name: entry}))
 
 
 def test_other_processor(tmp_path: Path, refuse: Callable[[bytes], str]) -> None:

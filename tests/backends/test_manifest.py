@@ -8,7 +8,9 @@ import pytest
 
 from shave.backends import host
 from shave.backends.container import Member
+from shave.backends.encoding import Encoding
 from shave.backends.manifest import FORMAT, Manifest, Platform, made_with
+from shave.backends.packing import Packing
 from shave.backends.targets import resolve
 from shave.ir.errors import ArtifactError
 from tests.backends import handmade
@@ -22,6 +24,7 @@ MANIFEST = Manifest(
     report=[{"name": "dedupe"}],
     figures={"macs": 640},
     versions={"apache-tvm": "0.27"},
+    encodings={"w": Encoding("lookup", 4, (3, 5), Packing().pad(4, 8).transpose(1, 0))},
 )
 
 
@@ -50,6 +53,7 @@ OTHER_KIND = {
     "signature": [None, 3, "text", [3], {"a": 3}],
     "platform": [None, 3, "text", [3], {"a": 3}],
     "weights": [None, 3, [3], [None]],
+    "encodings": [None, 3, "text", [3], {"w": 3}, {"w": {}}],
     "plan": [3, "text", [3], {"a": 3}],
     "members": [None, 3, "text", [3], {"a": 3}],
     "report": [None, 3],

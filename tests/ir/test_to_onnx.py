@@ -19,15 +19,23 @@ def run(path, feeds):
     [
         (ConvNet(), (2, 3, 7, 5), {"x": {0: "batch"}}, (5, 3, 7, 5)),
         (Attention(), (2, 6, 16), {"x": {0: "batch", 1: "length"}}, (1, 9, 16)),
+        (
+            nn.Sequential(
+                nn.Conv3d(2, 4, (1, 3, 2), (1, 2, 1), (0, 1, 1), (1, 1, 2), 2, bias=False), nn.Conv3d(4, 3, 1)
+            ),
+            (2, 2, 3, 5, 6),
+            {"input": {0: "batch"}},
+            (1, 2, 3, 5, 6),
+        ),
     ],
-    ids=["conv", "attention"],
+    ids=["conv", "attention", "conv3d"],
 )
 def test_onnx_runtime_gives_the_same(tmp_path, module, shape, dynamic, other):
     program = shave.trace(module, (torch.randn(*shape),), dynamic_shapes=dynamic)
     program.to_onnx(tmp_path / "model.onnx")
     for size in (shape, other):
         x = torch.randn(*size)
-        session, (output,) = run(tmp_path / "model.onnx", {"x": x})
+        session, (output,) = run(tmp_path / "model.onnx", {program.signature.inputs[0].name: x})
         torch.testing.assert_close(torch.from_numpy(output), program(x), rtol=1e-5, atol=1e-5)
     assert tuple(session.get_inputs()[0].shape) == program.signature.inputs[0].shape
     assert [o.name for o in session.get_outputs()] == ["output"]

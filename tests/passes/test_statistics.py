@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shave.passes.statistics import Moments, input_moments
+from shave.passes.statistics import MAX_FEATURES, SAMPLE_ROWS, Moments, Sample, input_moments
 from tests.passes.examples import net_program
 from tests.passes.handmade import draw, program_of
 
@@ -39,6 +39,43 @@ def test_the_covariance_shrinks_as_rows_are_few() -> None:
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.2
     assert 1e-6 <= shares[-1] < 0.01
+
+
+def test_a_sample_of_all_rows_is_their_covariance() -> None:
+    x = rows(50, 8, seed=3)
+    moments, sample = Moments.empty(8), Sample(8, torch.Generator().manual_seed(0))
+    for start in range(0, 50, 7):
+        moments.add(x[start : start + 7])
+        sample.add(x[start : start + 7])
+    covariance, share = moments.shrunk()
+    root, ridge, same = sample.shrunk()
+    assert (sample.count, same) == (50, pytest.approx(share))
+    assert sample.mean.numpy() == pytest.approx(x.double().numpy().mean(0))
+    assert (root.T @ root + ridge * torch.eye(8)).numpy() == pytest.approx(covariance.numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_each_row_is_as_likely_in_a_sample_as_any_other() -> None:
+    total = 4 * SAMPLE_ROWS
+    sample = Sample(1, torch.Generator().manual_seed(0))
+    for part in torch.arange(total, dtype=torch.float32)[:, None].split(1000):
+        sample.add(part)
+    root, ridge, _ = sample.shrunk()
+    kept = root.shape[0]
+    assert kept == SAMPLE_ROWS
+    assert (sample.count, float(sample.mean)) == (total, (total - 1) / 2)
+    spread = float(root.square().sum()) + ridge  # of a uniform distribution: total^2 / 12
+    assert spread == pytest.approx(total**2 / 12, rel=0.05)
+
+
+def test_many_features_are_sampled() -> None:
+    features = MAX_FEATURES + 1
+    program = program_of(
+        lambda x, w: aten.linear.default(x, w), {"x": torch.zeros(2, features)}, {"w": torch.ones(1, features)}
+    )
+    (linear,) = program.calls
+    readers = {linear: (program.inputs[0], features, lambda value: value)}
+    found = input_moments(program, readers, [(torch.ones(2, features),)])
+    assert isinstance(found[linear], Sample)
 
 
 def test_what_nodes_read_is_seen() -> None:

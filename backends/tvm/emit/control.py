@@ -41,5 +41,6 @@ def _function(emitter: Emitter, node: fx.Node, module: fx.GraphModule) -> tuple[
     with emitter.builder.function(f"{node.name}_branch", attrs={"relax.force_pure": True}):
         inputs, outputs = inner.emit_graph()
         function = emitter.builder.emit_func_output(relax.Tuple(outputs), [*inputs, *inner.weights.variables.values()])
-    own = inner.weights.arrays.items()
-    return function, [emitter.weights.add(f"{function.name_hint}.{name}", array) for name, array in own]
+    own = inner.weights
+    named = [(f"{function.name_hint}.{name}", array, own.encoded.get(name)) for name, array in own.arrays.items()]
+    return function, [emitter.weights.add(*each) for each in named]

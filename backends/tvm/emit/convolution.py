@@ -163,22 +163,22 @@ def _convolution(emitter: Emitter, node: fx.Node) -> Any:
 
 def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
     target, lanes = emitter.target, emitter.lanes
-    weight = cast(torch.Tensor, emitter.constant(a.weight)).float().numpy()
+    weight = a.weight.meta["val"]
     have, dtype = emitter.result(a.x)
     batch, channels, *spatial = have
-    out_channels = weight.shape[1] * a.groups if a.transposed else weight.shape[0]
+    out_channels = int(weight.shape[1]) * a.groups if a.transposed else int(weight.shape[0])
     x = emitter.value(a.x)
     plain_input = x.blocked is None and cast(int, channels) < lanes
     shape = ConvShape(
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
-        tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, a.transposed,
+        tuple(map(int, weight.shape[2:])), a.stride, a.padding, a.dilation, a.groups, a.transposed,
         a.output_padding if a.transposed else (), plain_input,
     )  # fmt: skip
-    family = family_of(shape, target)
-    name = f"{a.weight.target}.{family.__name__.rpartition('.')[2]}"
+    family: Any = family_of(shape, target)
+    name = family.__name__.rpartition(".")[2]
     name += ".transposed" * a.transposed + ".plain" * plain_input
     source = emitter.plain(a.x) if plain_input else emitter.blocked(a.x)
-    packed = emitter.weights.add(name, family.pack(weight, shape, target))
+    packed = emitter.packed(name, a.weight, family.packing(shape, target))
     inputs = [emitter.as_float32(node, source), packed if a.gate is None else _gated(emitter, node, packed, a.gate)]
     region = emitter.region(node)
     epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias)

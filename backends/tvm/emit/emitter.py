@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from shave.backends.encoding import Encoded, narrow
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import relax, te, tirx
@@ -22,6 +24,7 @@ from shave.backends.tvm.layout import Value
 from shave.backends.tvm.regions import Region
 from shave.backends.tvm.schedules import Analytic, Argument, Kernel, Schedules
 from shave.backends.tvm.sizes import Size, Sizes
+from shave.backends.tvm.small_form import small_form
 from shave.ir.dtypes import dtype_name
 from shave.ir.errors import UnsupportedError
 from shave.ir.ops import op_name
@@ -35,15 +38,29 @@ OPAQUE = 8
 
 @dataclass
 class Weights:
-    """The tensors that the library takes at run time, each once, in the order of the weights tuple."""
+    """The tensors that the library takes at run time, each once, in the order of the weights tuple.
+
+    Attributes:
+        arrays: By name.
+        variables: The Relax variable of each.
+        encoded: The small forms of those that have one.
+    """
 
     arrays: dict[str, Array] = field(default_factory=dict)
     variables: dict[str, Any] = field(default_factory=dict)
+    encoded: dict[str, Encoded] = field(default_factory=dict)
 
-    def add(self, name: str, array: Array) -> Any:
-        """Add a tensor and return its variable; a name that is already there stands for the same tensor."""
+    def add(self, name: str, array: Array, encoded: Encoded | None = None) -> Any:
+        """Add a tensor and return its variable; a name that is already there stands for the same tensor.
+
+        A small form that does not stand for it exactly is not used.
+        """
         if name not in self.arrays:
             self.arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
+            if encoded is None or not encoded.stands_for(self.arrays[name]):
+                encoded = narrow(self.arrays[name])
+            if encoded is not None:
+                self.encoded[name] = encoded
             self.variables[name] = relax.Var(f"w{len(self.variables)}", relax.TensorType(array.shape, str(array.dtype)))
         return self.variables[name]
 
@@ -190,7 +207,7 @@ class Emitter:
         if node not in self.values and node.op == "get_attr":
             tensor = attribute(self.module, str(node.target))
             tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            variable = self.weights.add(str(node.target), array_of(tensor))
+            variable = self.weights.add(str(node.target), array_of(tensor), small_form(node))
             self.values[node] = Value(tuple(tensor.shape), dtype_name(tensor.dtype), plain=variable)
         return cast(Value, self.values[node])
 
@@ -213,6 +230,14 @@ class Emitter:
         if not isinstance(node, fx.Node) or node.op != "get_attr":
             return None
         return cast(torch.Tensor, attribute(self.module, str(node.target))).detach()
+
+    def packed(self, name: str, node: fx.Node, packing: Packing) -> Any:
+        """The variable of a weight, in float32, in the order in which a kernel reads it; ``name`` tells the order."""
+        constant = self.constant(node)
+        assert constant is not None
+        encoded = small_form(node)
+        packed = packing.apply(constant.float().numpy())
+        return self.weights.add(f"{node.target}.{name}", packed, None if encoded is None else encoded.then(packing))
 
     # Arguments and results
 

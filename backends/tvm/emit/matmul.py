@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from shave.backends.packing import Packing
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
@@ -76,32 +77,36 @@ def _matmul(emitter: Emitter, node: fx.Node) -> Any:
 
 def _packed(emitter: Emitter, node: fx.Node) -> Any:
     a, b, bias = _operands(node)
+    linear = op_name(node) == "aten.linear"
+    extents = tuple(map(int, b.meta["val"].shape))
     integers = product_of(node)
-    source, weights = (a, b) if integers is None else (integers.x.node, integers.weights.node)
-    weight = cast(torch.Tensor, emitter.constant(weights))
-    weight = weight.float() if integers is None else weight
-    if op_name(node) == "aten.linear":
-        weight = weight.T
+    source = a if integers is None else integers.x.node
     have = emitter.shape(a)
     rows = product(have[:-1])
-    inner, columns = weight.shape
+    inner, columns = extents[::-1] if linear else extents
     region = emitter.region(node)
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
     dtype: InputDtype = "float32" if integers is None else "uint8"
     shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype)
     # Products with the same weights may cut them differently.
-    kind = "linear" if op_name(node) == "aten.linear" else "matmul"
-    name = f"{weights.target}.{kind}.{matmul.depth(shape, emitter.target)}"
+    name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
     left = emitter.reshape(emitter.plain(source), (rows, inner))
-    inputs = [
-        left if integers is not None else emitter.as_float32(node, left),
-        emitter.weights.add(name, matmul.pack(weight.numpy(), shape, emitter.target)),
-    ]
     scale = None
-    if integers is not None:
-        corrections = matmul.corrections(weight.numpy(), integers.x.zero_point, emitter.target)
-        inputs.append(emitter.weights.add(f"{node.name}.corrections", corrections))
+    if integers is None:
+        packing = matmul.packing(shape, emitter.target)
+        packed = emitter.packed(name, b, Packing().transpose(1, 0).then(packing) if linear else packing)
+        inputs = [emitter.as_float32(node, left), packed]
+    else:
+        weight = cast(torch.Tensor, emitter.constant(integers.weights.node)).numpy()
+        weight = weight.T if linear else weight
+        held = f"{integers.weights.node.target}.{name}"
+        corrections = matmul.corrections(weight, integers.x.zero_point, emitter.target)
+        inputs = [
+            left,
+            emitter.weights.add(held, matmul.pack(weight, shape, emitter.target)),
+            emitter.weights.add(f"{node.name}.corrections", corrections),
+        ]
         scale = np.broadcast_to(integers.weights.scales * np.float32(integers.x.scale), columns)
     stored: tuple[Size, ...] = (rows, columns)
     operands: Operands = Rows(emitter, rows, columns)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels.arithmetic import arithmetic_of
@@ -84,38 +85,45 @@ def output_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
     return (shape.batch, ceil_div(shape.out_channels, target.lanes), *shape.out_spatial, target.lanes)
 
 
-def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
-    """Weights as the kernel reads them; the same for all schedules.
+def packing(shape: ConvShape, target: Target) -> Packing:
+    """Weights as the kernel reads them, from ``shape.weight_shape``; the same for all schedules.
 
     Args:
-        weight: ``shape.weight_shape``, float32 or int8.
         shape: The convolution.
         target: Gives the number of lanes.
 
     Returns:
-        [output blocks, input blocks of a group, *kernel, channels of an input block, lanes], zeros where a block has no
-        channel or two channels belong to different groups of a merged group. Channels of a step of integers lie side
-        by side, so that the last axes are [steps, lanes, channels of a step].
+        To [output blocks, input blocks of a group, *kernel, channels of an input block, lanes], zeros where a block has
+        no channel or two channels belong to different groups of a merged group.
     """
-    lanes, arithmetic = target.lanes, arithmetic_of(shape.dtype, target)
+    lanes, kernel, groups = target.lanes, shape.kernel, shape.groups
     blocks = blocks_of(shape, lanes)
-    merged = shape.groups // blocks.groups
+    outputs, inputs, merged = shape.out_channels // groups, shape.in_channels // groups, groups // blocks.groups
+    width = shape.input_width(lanes)
+    taps = range(5, 5 + len(kernel))
+    steps = Packing()
     if shape.transposed:
         # [in, out / groups, ...] to [out, in / groups, ...]
-        grouped = weight.reshape(shape.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
-    else:
-        grouped = weight.reshape(shape.groups, -1, *weight.shape[1:])
-    _, outputs, inputs, *kernel = grouped.shape
-    width = shape.input_width(lanes)
-    dense = np.zeros(
-        (blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel), dtype=arithmetic.weights
+        steps = steps.reshape(groups, inputs, outputs, *kernel).transpose(0, 2, 1, *range(3, 3 + len(kernel)))
+    if merged > 1:
+        steps = steps.reshape(blocks.groups, merged, outputs, inputs, *kernel).diagonal()
+    return (
+        steps.reshape(blocks.groups, merged * outputs, merged * inputs, *kernel)
+        .pad(blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel)
+        .reshape(blocks.groups, blocks.output_blocks, lanes, blocks.input_blocks, width, *kernel)
+        .transpose(0, 1, 3, *taps, 4, 2)
+        .reshape(blocks.groups * blocks.output_blocks, blocks.input_blocks, *kernel, width, lanes)
     )
-    for group in range(shape.groups):
-        at = group % merged
-        rows, columns = slice(at * outputs, (at + 1) * outputs), slice(at * inputs, (at + 1) * inputs)
-        dense[group // merged, rows, columns] = grouped[group]
-    split = dense.reshape(blocks.groups * blocks.output_blocks, lanes, blocks.input_blocks, width, *kernel)
-    return np.ascontiguousarray(arithmetic.packed(np.moveaxis(split, (1, 3), (-1, -2))))
+
+
+def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
+    """Pack weights, ``shape.weight_shape``, float32 or int8; see :func:`packing`.
+
+    Channels of a step of integers lie side by side, so that the last axes are [steps, lanes, channels of a step].
+    """
+    arithmetic = arithmetic_of(shape.dtype, target)
+    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
+    return np.ascontiguousarray(arithmetic.packed(plain))
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

@@ -17,6 +17,7 @@ from math import prod
 
 import numpy as np
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels import conv
@@ -30,7 +31,6 @@ from shave.backends.tvm.kernels.base import (
     loop,
     offset,
     only_if,
-    pad_channels,
     root,
     tensor,
     unravel,
@@ -111,11 +111,17 @@ def default(shape: ConvShape, target: Target) -> DepthwiseSchedule:
     return candidates(shape, target)[0]
 
 
+def packing(shape: ConvShape, target: Target) -> Packing:
+    """Weights [C, 1, *kernel] as the kernel reads them: to [ceil(C / lanes), *kernel, lanes]."""
+    lanes, taps = target.lanes, prod(shape.kernel)
+    blocks = ceil_div(shape.out_channels, lanes)
+    steps = Packing().reshape(shape.out_channels, taps).pad(blocks * lanes, taps)
+    return steps.reshape(blocks, lanes, taps).transpose(0, 2, 1).reshape(blocks, *shape.kernel, lanes)
+
+
 def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
-    """Weights [C, 1, *kernel] as the kernel reads them: [ceil(C / lanes), *kernel, lanes], float32."""
-    columns = weight.reshape(shape.out_channels, -1).T
-    packed = np.stack([pad_channels(column, target.lanes) for column in columns], axis=1)
-    return packed.reshape(-1, *shape.kernel, target.lanes)
+    """Pack weights, [C, 1, *kernel], to float32; see :func:`packing`."""
+    return packing(shape, target).apply(weight.astype(np.float32, copy=False))
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

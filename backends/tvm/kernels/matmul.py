@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic, InputDtype, arithmetic_of
@@ -195,20 +196,33 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
     return overlapped(cycles / (target.gigahertz * 1e9), memory, schedule.vectors * panel, target)
 
 
-def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
+def packing(shape: MatmulShape, target: Target) -> Packing:
     """B [inner, columns] as the kernel reads it: block of K after block, each [panels, depth, lanes].
 
     The result is flat; it has zeros beyond the last column, and integers have them beyond the last row up to a whole
     step.
     """
-    panels, arithmetic = ceil_div(shape.columns, target.lanes), arithmetic_of(shape.dtype, target)
-    inner = ceil_div(shape.inner, arithmetic.depth) * arithmetic.depth
-    padded = np.zeros((inner, panels * target.lanes), arithmetic.weights)
-    padded[: shape.inner, : shape.columns] = weight
-    split = padded.reshape(inner, panels, target.lanes)
-    step = depth(shape, target) if arithmetic.depth == 1 else inner
-    blocks = [arithmetic.packed(split[k : k + step].swapaxes(0, 1)).reshape(-1) for k in range(0, inner, step)]
-    return np.concatenate(blocks)
+    panels = ceil_div(shape.columns, target.lanes)
+    inner = _packed_inner(shape, target)
+    steps = Packing().pad(inner, panels * target.lanes).reshape(inner, panels, target.lanes)
+    return steps.blocks(depth(shape, target) if shape.dtype == "float32" else inner)
+
+
+def _packed_inner(shape: MatmulShape, target: Target) -> int:
+    """Rows of packed weights: whole steps."""
+    together = arithmetic_of(shape.dtype, target).depth
+    return ceil_div(shape.inner, together) * together
+
+
+def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
+    """Pack weights, B [inner, columns], float32 or int8; see :func:`packing`. Integers of a step lie side by side."""
+    arithmetic = arithmetic_of(shape.dtype, target)
+    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
+    if arithmetic.depth == 1:
+        return plain
+    return np.ascontiguousarray(
+        arithmetic.packed(plain.reshape(-1, _packed_inner(shape, target), target.lanes))
+    ).ravel()
 
 
 def corrections(weight: Array, zero_point: int, target: Target) -> Array:

@@ -27,6 +27,7 @@ from math import prod
 import numpy as np
 import torch
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import IRBuilder, PrimFunc, T
 from shave.backends.tvm.kernels import conv
@@ -177,6 +178,15 @@ def default(shape: WinogradShape, target: Target) -> WinogradSchedule:
     return candidates(shape, target)[0]
 
 
+def packing(shape: WinogradShape, target: Target) -> Packing:
+    """3x3 weights [out, in, 3, 3] as the kernel reads them: to [output blocks, in, 9, lanes], zeros beyond the last."""
+    lanes, taps = target.lanes, TAPS * TAPS
+    blocks = ceil_div(shape.out_channels, lanes)
+    steps = Packing().reshape(shape.out_channels, shape.in_channels, taps)
+    steps = steps.pad(blocks * lanes, shape.in_channels, taps)
+    return steps.reshape(blocks, lanes, shape.in_channels, taps).transpose(0, 2, 3, 1)
+
+
 def pack(weight: Array, shape: WinogradShape, target: Target) -> Array:
     """Weights as the kernel reads them; the same for all schedules and tile sizes.
 
@@ -186,22 +196,17 @@ def pack(weight: Array, shape: WinogradShape, target: Target) -> Array:
         target: Gives the number of lanes.
 
     Returns:
-        3x3 weights, [output blocks, in, 9, lanes], zeros beyond the last channel.
+        3x3 weights as :func:`packing` has them.
 
     Raises:
         ValueError: The weight is no transform of a 3x3 weight.
     """
-    lanes = target.lanes
     transformed = torch.from_numpy(np.ascontiguousarray(weight))
     restored = restore_weight(transformed, shape.tile)
     error = float((transform_weight(restored, shape.tile) - transformed).abs().max())
     if error > 1e-5 * float(transformed.abs().max()):
         raise ValueError(f"the weight {list(weight.shape)} is no transform of a 3x3 weight for tile {shape.tile}")
-    plain = restored.numpy()
-    blocks = ceil_div(shape.out_channels, lanes)
-    padded = np.zeros((blocks * lanes, shape.in_channels, TAPS * TAPS), np.float32)
-    padded[: shape.out_channels] = plain.reshape(shape.out_channels, shape.in_channels, -1)
-    return np.ascontiguousarray(padded.reshape(blocks, lanes, shape.in_channels, -1).transpose(0, 2, 3, 1))
+    return packing(shape, target).apply(restored.float().numpy())
 
 
 def reference(x: Array, weight: Array, shape: WinogradShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

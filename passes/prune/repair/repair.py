@@ -51,6 +51,9 @@ class Mended:
     before: float | None = None
     after: float | None = None
 
+    def __str__(self) -> str:
+        return self.text if self.before is None else f"{self.text}: error {self.before:.3g} -> {self.after:.3g}"
+
 
 def repair(
     whole: Program,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from shave.passes.factorize.chain import Convolve, Costs, Multiply, Reorder, costs, whole
 from shave.passes.factorize.layer import Window
-from shave.passes.problems import Conv2d, Matmul, Problem, Transpose, WinogradConv2d
+from shave.passes.problems import Conv2d, Matmul, Measured, Problem, Transpose, WinogradConv2d
 from tests.passes.factorize.layers import convolution, linear, only_layer, random
 
 
@@ -29,6 +29,12 @@ def test_each_step_takes_its_fastest_method() -> None:
     assert costs([Convolve(1, 8, 8, (9, 9), Window((3, 3)), groups=8)], oracle).time == 5.0
     steps = [Reorder(6, (6,), (), (6,)), Multiply(1, 6, 4), Reorder(4, (2, 2), (1, 0), (4,)), three]
     assert costs(steps, oracle) == Costs(24 + 8 * 8 * 9 * 49, 24 + 8 * 8 * 9, 7.0 + 11.0 + 2.0)
+
+
+def test_measurements_are_not_set_against_estimates() -> None:
+    three = Convolve(1, 8, 8, (9, 9), Window((3, 3), (2, 1)))
+    assert costs([three, Multiply(1, 6, 4)], lambda p: Measured(9.0, 5.0) if isinstance(p, Conv2d) else 7.0).time == 12
+    assert costs([three], lambda problem: Measured(9.0)).time is None
 
 
 def test_a_step_that_the_oracle_does_not_know_leaves_the_time_open() -> None:

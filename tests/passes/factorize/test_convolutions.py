@@ -132,6 +132,22 @@ def test_without_data_tucker_starts_from_singular_vectors_of_both_modes() -> Non
     assert (into[:, :, 0, 0] @ into[:, :, 0, 0].T).numpy() == pytest.approx(np.eye(3), abs=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "rank"), [case for case in METHODS if case[0] is not Cp])
+@pytest.mark.parametrize("data", [True, False])
+def test_the_channels_between_steps_have_equal_energies(kind, rank, data) -> None:
+    """So that one scale quantizes all of them."""
+    layer, rows = only_layer(convolution(random(8, 6, 3, 3))), correlated(54, 20000)
+    fitted = kind(layer, metric_of(rows) if data else Metric()).fit(rank, 3)
+    assert kind(layer, Metric()).product(fitted.factors).numpy() == pytest.approx(fitted.product.numpy(), abs=1e-9)
+    windows = (rows - rows.mean(0) if data else torch.linalg.qr(random(54, 54))[0]).reshape(-1, 6, 3, 3)
+    value = windows
+    for step, factor in list(zip(kind(layer, Metric()).steps(rank), fitted.factors, strict=True))[:-1]:
+        value = functional.conv2d(value, factor)  # the window's own place, without padding
+        energies = value.square().mean((0, *range(2, value.dim()))).numpy()
+        assert step.weight_shape[0] == len(energies)
+        assert energies.max() / energies.min() == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("kind", [Tucker, Cp, Separable])
 def test_they_are_for_kernels_of_several_taps(kind) -> None:
     assert "svd is for this layer" in kind.why_not(only_layer(linear(random(5, 4)))) or kind is Separable

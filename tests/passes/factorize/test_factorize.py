@@ -156,6 +156,27 @@ def _macs(text: str) -> str:
     return text.split(": ")[1].split()[0]
 
 
+@pytest.mark.parametrize("data", [True, False])
+def test_a_layer_behind_a_layer_reads_its_chain(data: bool) -> None:
+    weights = {"first": random(24, 20).float(), "second": random(16, 24, seed=1).float()}
+    program = program_of(
+        lambda x, first, second: aten.linear.default(aten.linear.default(x, first), second),
+        {"x": torch.zeros(2, 20)},
+        weights,
+        dynamic={"x": {0: "batch"}},
+    )
+    calibration = [torch.randn(64, 20, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    result, report = run_pass(Factorize(rank=4, data=data), program, calibration=calibration)
+    assert len(report.applied) == 2
+    assert [tuple(tensor.shape) for name, tensor in result.weights() if "factor" in name] == [
+        (4, 20),
+        (24, 4),
+        (4, 24),
+        (16, 4),
+    ]
+    assert float((result(calibration[0]) - program(calibration[0])).norm() / program(calibration[0]).norm()) < 1
+
+
 def test_names_and_bias_stay() -> None:
     result, _ = run_pass(Factorize(rank=3), linear(random(20, 30)))
     names = [name for name, _ in result.weights()]
@@ -185,6 +206,22 @@ def test_the_result_can_be_trained_on() -> None:
     weights = dict(result.module.named_parameters())
     assert {"0.factor1", "0.factor2"} <= set(weights)
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in weights.values())
+
+
+def test_what_follows_a_chain_makes_up_for_it() -> None:
+    program, fit, fresh = net(), images(12), images(16)[12:]
+    drifts = {}
+    for repair in ("none", "statistics", "reconstruct", "auto"):
+        result, report = run_pass(Factorize(rank=7, repair=repair), program, calibration=fit)  # type: ignore[arg-type]
+        drifts[repair] = sum(float((result(x) - program(x)).square().sum()) for x in fresh)
+        said = " ".join(reasons(report).values())
+        assert ("fitted by least squares" in said) == (repair in ("reconstruct", "auto"))
+    assert drifts["reconstruct"] < 0.7 * drifts["none"]
+    assert drifts["auto"] == drifts["reconstruct"]
+    _, report = run_pass(Factorize(rank=7), program)
+    assert "fitted" not in " ".join(reasons(report).values())
+    with pytest.raises(PipelineError, match="needs calibration"):
+        PassManager(Factorize(rank=7, repair="statistics")).run(program)
 
 
 # Which ranks
@@ -266,7 +303,7 @@ def test_a_budget_goes_where_it_costs_least() -> None:
     _, report = run_pass(Factorize(macs=0.6), program)
     said = list(reasons(report).values())
     assert said[0].startswith("applied: svd of rank ")
-    assert said[1] == "skipped: other layers save the same at a lower error"
+    assert said[1] == "skipped: other layers save the same at a lower loss"
 
 
 def test_a_budget_that_cannot_be_reached_is_an_error() -> None:
@@ -438,6 +475,25 @@ def test_it_takes_what_earlier_passes_leave(ahead: str) -> None:
     for got in (left, right):
         assert 0 < float((got - wanted).norm() / wanted.norm()) < 1
     assert both.cost().macs == other.cost().macs
+
+
+LOSSY = ["prune-channels{ratio=0.25 multiple=1}"]
+"""What changes the outputs too, and stands on either side of it: more of them join here as they are written."""
+
+
+@pytest.mark.parametrize("other", LOSSY)
+@pytest.mark.parametrize("first", [True, False])
+def test_beside_other_lossy_passes_both_have_their_share(other: str, first: bool) -> None:
+    program = shave.PassManager("simplify").run(normed())
+    calibration = [torch.randn(2, 24, 14, 15, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    pipeline = [SPLIT, other] if first else [other, SPLIT]
+    alone = [PassManager(each, reproduce=False).run(program, calibration=calibration) for each in pipeline]
+    both = PassManager(pipeline, verify="full", reproduce=False).run(program, calibration=calibration)
+    assert all(report.changed and report.applied for report in both.report[-2:])
+    assert both.cost().macs < min(each.cost().macs for each in alone)
+    (x,) = random_inputs(program, 3)
+    wanted, made = program(x), both(x)
+    assert 0 < float((made - wanted).norm() / wanted.norm()) < 1
 
 
 def test_stages_keep_it_ahead_of_winograd() -> None:

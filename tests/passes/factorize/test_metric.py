@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from shave.passes.factorize.metric import Metric
-from shave.passes.statistics import Moments
+from shave.passes.statistics import Moments, Sample
 from tests.passes.factorize.layers import correlated, metric_of, random
 
 
@@ -29,6 +29,22 @@ def test_the_root_of_some_axes_counts_what_lies_along_them(axes: tuple[int, ...]
     wanted = flat.T @ flat / len(rows)
     assert (root @ root.T).numpy() == pytest.approx(wanted, rel=0.05, abs=0.02 * np.abs(wanted).max())
     assert Metric().root(shape, axes) is None
+
+
+def test_rows_stand_for_the_covariance_of_many_features() -> None:
+    shape, rows = (3, 2, 2), correlated(12, 60)
+    sample = Sample(12, torch.Generator().manual_seed(0))
+    sample.add(rows)
+    whole, sampled = metric_of(rows), Metric.of(sample)
+    assert sampled.covariance is None
+    assert (sampled.by_data, sampled.note) == (whole.by_data, whole.note)
+    assert sampled.trace == pytest.approx(whole.trace, rel=1e-4)
+    for seed in range(3):
+        matrix = random(5, 12, seed=seed)
+        assert sampled.apply(matrix).numpy() == pytest.approx(whole.apply(matrix).numpy(), rel=1e-3, abs=1e-4)
+    for axes in ((0,), (0, 1), (0, 1, 2)):
+        roots = [metric.root(shape, axes) for metric in (sampled, whole)]
+        assert roots[0].numpy() == pytest.approx(roots[1].numpy(), rel=1e-3, abs=1e-3)
 
 
 def test_few_rows_are_told_of_and_shrink() -> None:

@@ -360,11 +360,23 @@ def resized() -> nn.Module:
     )  # fmt: skip
 
 
+def tiled_positions() -> nn.Module:
+    """Tiling names the last axes alone."""
+    extra = nn.Module()
+    extra.position = nn.Parameter(torch.randn(1, 8, 4, 2))
+    return Net(
+        lambda m, x: m.out(F.relu(m.stem(x) + m.extra.position.tile((2, 4)))),
+        stem=conv(3, 8),
+        out=conv(8, 4),
+        extra=extra,
+    )
+
+
 ON_IMAGES = (
     residual, concatenated, concatenated_with_itself, added_pieces, halves, uneven_pieces, depthwise,
     depthwise_with_multiplier, grouped, transposed, transposed_grouped, shuffled, flattened, windows, group_norm,
     instance_norm, prelu, pixel_shuffle, pixel_unshuffle, squeeze_excite, padded_channels, standardised_weights,
-    statistics_over_channels, class_token, resized,
+    statistics_over_channels, class_token, resized, tiled_positions,
 )  # fmt: skip
 ON_TOKENS = (
     grouped_queries, grouped_queries_in_one_operator, fused_attention, attention_over_channels, gated, layer_norms,

@@ -42,6 +42,7 @@ FREE = {
     "statistics_over_channels": [("stem", "channels", 8)],
     "class_token": [("patches", "channels", 8)],
     "resized": [("stem", "channels", 8)],
+    "tiled_positions": [("stem", "channels", 8)],
     "grouped_queries": [
         ("into", "channels", 8), ("q:head dims", "head dims", 2), ("q:heads", "heads", 2), ("q:heads 2", "heads", 2),
         ("v", "head dims", 4), ("gate", "channels", 20),

@@ -102,7 +102,9 @@ def test_quantize_and_dequantize_stay() -> None:
     result, report = run_pass(Dedupe(), program_of(forward, {"x": X}))
     assert not report.changed
     assert len(result.calls) == 6
-    assert reasons(report) == {"quantize_per_tensor_default_1": "skipped: quantize and dequantize stay where they are"}
+    assert reasons(report) == {
+        "quantize_per_tensor_default_1": "skipped: quantize, dequantize and lookup stay where they are"
+    }
 
 
 def test_calls_that_check_stay() -> None:

@@ -1,0 +1,1 @@
+"""Weights as numbers of values in a table: k-means, quantiles, two values, three values."""
