@@ -43,6 +43,8 @@ def load(path: Path) -> Program:
     Raises:
         ReadError: It is not such a file.
     """
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers operators that a file may hold
+
     _refuse_pickles(path)
     extra: dict[str, Any] = {_SIDECAR: ""}
     try:

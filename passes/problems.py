@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "int8"]
+"""float32 throughout, or codes of 8 bits in, weights of 8 bits, sums of 32 bits, and codes out."""
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """A direct float32 convolution of [batch, in_channels, height, width] with constant weights.
+    """A direct convolution of [batch, in_channels, height, width] with constant weights.
 
     Attributes:
         batch: Images per call; None where only the call knows, which counts as 1.
@@ -26,6 +30,7 @@ class Conv2d:
         padding: Zeros on either side, (height, width).
         dilation: (height, width).
         groups: Number of groups.
+        precision: Of the arithmetic.
     """
 
     batch: int | None
@@ -38,11 +43,12 @@ class Conv2d:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
 class WinogradConv2d:
-    """The same by Winograd's method: 3x3, stride 1, no dilation, one group.
+    """The same in float32 by Winograd's method: 3x3, stride 1, no dilation, one group.
 
     Attributes:
         batch: As in :class:`Conv2d`; so are all but the last.
@@ -87,17 +93,19 @@ class Measured(float):
 
 @dataclass(frozen=True)
 class Matmul:
-    """A float32 product of [rows, inputs] with constant weights [inputs, outputs].
+    """A product of [rows, inputs] with constant weights [inputs, outputs].
 
     Attributes:
         rows: Of the product; None where only the call knows, which counts as in :class:`Conv2d`.
         inputs: Length of the sums.
         outputs: Columns of the product.
+        precision: Of the arithmetic.
     """
 
     rows: int | None
     inputs: int
     outputs: int
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,17 @@ class Transpose:
     elements: int
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A float32 tensor turned into codes of 8 bits, or back, by a kernel of its own: a border between precisions.
+
+    Attributes:
+        elements: Of the tensor.
+    """
+
+    elements: int
+
+
 Convolution = Conv2d | WinogradConv2d
-Problem = Convolution | Matmul | Transpose
+Problem = Convolution | Matmul | Transpose | Conversion
 Oracle = Callable[[Problem], "float | None"]

@@ -276,7 +276,7 @@ def _region(
         return None
     masks = [Mask(Strided(m.strided.source, _only(m.strided.tensor, kept)), m.hide, m.filler) for m in masks]
     sources = tuple(operand.source for operand in operands)
-    return AttentionRegion((*nodes, *behind), (), (), shape, sources, tuple(masks), (*extents, rows))
+    return AttentionRegion((*nodes, *behind), (), (), None, shape, sources, tuple(masks), (*extents, rows))
 
 
 def _as_matrices(x: Strided, product: Sequence[Any], lead: Sequence[Any], matrix: tuple[Any, Any]) -> Strided:

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from shave.backends.tvm.compose import compose
 from shave.backends.tvm.emit.registry import emitter_of
+from shave.backends.tvm.integers import is_multiplied, use_integers
 from shave.backends.tvm.recurrent import DECOMPOSITIONS
 from shave.backends.tvm.small_form import is_decoding, keep_small_form
 from shave.ir.ops import Trait, has_trait, op_name
@@ -34,18 +35,25 @@ _OF_SHAPE_ALONE = ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like
 """Operators that ask their first argument for its shape and dtype, never for its values."""
 
 
-def legalise(program: Program) -> Program:
-    """Clone a program and rewrite the clone; calls that nothing can be done about stay as they are."""
+def legalise(program: Program, integers: bool = True) -> Program:
+    """Clone a program and rewrite the clone; calls that nothing can be done about stay as they are.
+
+    Args:
+        program: What to rewrite.
+        integers: Whether kernels multiply integers; else the weights of quantized operators become floats.
+    """
     program = program.clone()
     with program.rewrite("legalise") as rewriter:
         _drop_checks(program, rewriter)
         compose(program, rewriter)
+        if integers:
+            use_integers(program, rewriter)
         for _ in range(_ROUNDS):
-            _fold(program, rewriter)
+            _fold(program, rewriter, integers)
             if not _decompose(program, rewriter):
                 break
             rewriter.sweep()
-        _fold(program, rewriter)
+        _fold(program, rewriter, integers)
     return program
 
 
@@ -59,9 +67,9 @@ def _drop_checks(program: Program, rewriter: Rewriter) -> None:
 # Folding
 
 
-def _fold(program: Program, rewriter: Rewriter) -> None:
+def _fold(program: Program, rewriter: Rewriter, integers: bool) -> None:
     for node in program.calls:
-        if not _is_foldable(node):
+        if not _is_foldable(node) or (integers and is_multiplied(node)):
             continue
         with torch.no_grad():
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _known(program, n))

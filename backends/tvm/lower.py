@@ -20,6 +20,7 @@ from shave.backends.tvm.attention_regions import find_attention
 from shave.backends.tvm.emit import convolution, matmul, winograd
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
+from shave.backends.tvm.kernels.arithmetic import has_integers
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import find_channel_norms, find_regions
@@ -97,7 +98,7 @@ def lower(program: Program, target: Target, schedules: Schedules | None = None) 
 
 
 def _lower(program: Program, target: Target, schedules: Schedules | None) -> Lowered:
-    program = legalise(program)
+    program = legalise(program, has_integers(target))
     builder = relax.BlockBuilder()
     weights = Weights()
     emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights, schedules)

@@ -6,16 +6,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shave.backends.target import Target
-from shave.passes.problems import Conv2d, Convolution, Matmul, Measured, Oracle, Problem, Transpose
+from shave.passes.problems import Conv2d, Conversion, Convolution, Matmul, Measured, Oracle, Problem, Transpose
 
 if TYPE_CHECKING:
+    from shave.backends.tvm.kernels.arithmetic import InputDtype
     from shave.backends.tvm.tune.database import Database
+
+
+_INPUTS: dict[str, InputDtype] = {"float32": "float32", "int8": "uint8"}
+"""Dtype of a kernel's input, by the precision of the problem."""
 
 
 def cost_oracle(target: Target, threads: int | None = None) -> Oracle | None:
     """An oracle for a target: seconds of one call, by each kernel family's analytic model.
 
     Kernels, and with them TVM, are imported when it is first asked.
+
+    It knows no time for integers on a target whose kernels multiply none.
 
     Args:
         target: What the kernels are built for.
@@ -67,29 +74,40 @@ def method_of(problem: Convolution) -> str:
 
 def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
     """Family and shape of the kernel that computes a problem."""
-    from shave.backends.tvm.kernels import conv, depthwise, matmul, winograd
-    from shave.backends.tvm.kernels.geometry import ConvShape
+    from shave.backends.tvm.kernels import matmul, winograd
+    from shave.backends.tvm.kernels.families import family_of
+    from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
     from shave.backends.tvm.kernels.matmul import MatmulShape
     from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 
     if isinstance(problem, Matmul):
-        return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs)
+        return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs, dtype=_INPUTS[problem.precision])
     spatial = (problem.height, problem.width)
     if isinstance(problem, Conv2d):
+        integers, plain = problem.precision == "int8", problem.in_channels < target.lanes
         pads = tuple((p, p) for p in problem.padding)
         shape = ConvShape(
             problem.batch, problem.in_channels, problem.out_channels, spatial, problem.kernel, problem.stride, pads,
-            problem.dilation, problem.groups, plain_input=problem.in_channels < target.lanes,
+            problem.dilation, problem.groups,
+            plain_input=problem.groups == 1 and problem.in_channels <= QUAD if integers else plain,
+            dtype=_INPUTS[problem.precision],
         )  # fmt: skip
-        return (depthwise if depthwise.applies(shape) else conv), shape
+        return family_of(shape, target), shape
     tiles = WinogradShape(
         problem.batch, problem.in_channels, problem.out_channels, spatial, problem.padding, problem.tile
     )
     return winograd, tiles
 
 
-def _seconds(problem: Problem, target: Target) -> float:
+def _seconds(problem: Problem, target: Target) -> float | None:
     """What the family of a problem's kernel estimates for the schedule that it takes by default."""
+    if isinstance(problem, (Conv2d, Matmul)) and problem.precision == "int8":
+        from shave.backends.tvm.kernels.arithmetic import has_integers
+
+        if not has_integers(target):
+            return None
+    if isinstance(problem, Conversion):  # 4 bytes on one side, 1 on the other
+        return 5 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     if isinstance(problem, Transpose):  # no kernel of a family's: bytes that are read, and bytes that are written
         return 8 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     family, shape = kernel_of(problem, target)

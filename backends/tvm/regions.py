@@ -18,7 +18,6 @@ from torch import fx
 from shave.backends.tvm.kernels.epilogue import (
     Activation,
     Bias,
-    Epilogue,
     Factor,
     OperandStep,
     PerElement,
@@ -27,6 +26,7 @@ from shave.backends.tvm.kernels.epilogue import (
     Slope,
     Step,
 )
+from shave.backends.tvm.quantized import Codes, dequantized, quantized
 from shave.ir.ops import Trait, argument, has_trait, op_name
 
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.addmm")
@@ -46,11 +46,13 @@ class Region:
         nodes: The anchor first, the node whose value the kernel stores last.
         steps: Epilogue steps after the anchor's own bias, in order.
         operands: The tensor of each step that takes one, in order.
+        codes: What the last node makes of the result, if it quantizes.
     """
 
     nodes: tuple[fx.Node, ...]
     steps: tuple[Step, ...] = ()
     operands: tuple[fx.Node, ...] = ()
+    codes: Codes | None = None
 
     @property
     def pooled(self) -> bool:
@@ -61,10 +63,6 @@ class Region:
     def channels_first(self) -> bool:
         """Whether rows of a matrix product are stored as pixels of blocked images."""
         return any(_puts_channels_first(node) for node in self.nodes)
-
-    def epilogue(self, first: tuple[Step, ...] = ()) -> Epilogue:
-        """The whole epilogue, ``first`` (the anchor's bias) ahead."""
-        return Epilogue((*first, *self.steps))
 
 
 def find_regions(graph: fx.Graph, is_anchor: Callable[[fx.Node], bool]) -> dict[fx.Node, Region]:
@@ -117,7 +115,10 @@ def _grow(anchor: fx.Node, taken: set[fx.Node]) -> Region:
         nodes.append(reader)
     if reader is not None and reader not in taken and op_name(anchor) in _POOLING and _halves(reader):
         nodes.append(reader)
-    return Region(tuple(nodes), tuple(steps), tuple(operands))
+    codes = quantized(reader) if reader is not None and reader not in taken and not _halves(nodes[-1]) else None
+    if codes is not None:
+        nodes.append(codes.node)
+    return Region(tuple(nodes), tuple(steps), tuple(operands), codes)
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -214,7 +215,9 @@ def _combined(reader: fx.Node, value: fx.Node, channels_last: bool) -> tuple[Ope
         return None
     mine, its = [str(size) for size in value.meta["val"].shape], [str(size) for size in other.meta["val"].shape]
     if mine == its:
-        return (Residual() if name == "aten.add" else Factor()), other
+        if name == "aten.add":
+            return Residual("float32" if dequantized(other) is None else "uint8"), other
+        return Factor(), other
     step = Bias if name == "aten.add" else Scale
     repeated = ["1"] * (len(mine) - len(its)) + its
     axis = len(mine) - 1 if channels_last else 1

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -118,3 +120,20 @@ def test_reader_names_the_problem(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"")
     with pytest.raises(ReadError, match=r"unknown suffix '.h5'; shave reads .onnx and .pt2"):
         shave.read(tmp_path / "model.h5")
+
+
+class Quantized(torch.nn.Module):
+    def forward(self, x):
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+        codes = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.1, 3, 0, 255, torch.uint8)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(codes, 0.1, 3, 0, 255, torch.uint8)
+
+
+def test_a_fresh_process_reads_quantized_programs(tmp_path):
+    shave.trace(Quantized(), (torch.randn(3, 4),)).save(tmp_path / "model.pt2")
+    script = "import sys, shave; print(len(shave.read(sys.argv[1]).calls))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model.pt2")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "2", done.stderr[-500:]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import fx
 
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
-from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector
+from shave.backends.tvm.emit.epilogues import emit_epilogue
+from shave.backends.tvm.emit.operands import Blocks
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.kernels import conv, depthwise
-from shave.backends.tvm.kernels.epilogue import Bias
-from shave.backends.tvm.kernels.geometry import ConvShape
+from shave.backends.tvm.kernels.families import family_of
+from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
+from shave.backends.tvm.kernels.zero_point import corrections
 from shave.backends.tvm.layout import Value, blocked_shape
+from shave.backends.tvm.quantized import Product, product_of
 from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.ops import argument, op_name
 
@@ -77,10 +81,14 @@ def _read(node: fx.Node) -> _Arguments:
     )  # fmt: skip
 
 
-def _with_pad(a: _Arguments) -> _Arguments:
-    """The convolution with a constant pad of zeros ahead of it as padding of its own; kernels take uneven ones.
+def _with_pad(a: _Arguments, zero: int = 0) -> _Arguments:
+    """The convolution with a constant pad ahead of it as padding of its own; kernels take uneven ones.
 
     The pad itself is emitted as ever and dropped if nothing else reads it.
+
+    Args:
+        a: The convolution.
+        zero: What stands for 0 in its input.
     """
     pad = a.x
     if a.transposed or pad.op != "call_function" or op_name(pad) not in ("aten.pad", "aten.constant_pad_nd"):
@@ -88,7 +96,7 @@ def _with_pad(a: _Arguments) -> _Arguments:
     amounts, source = list(argument(pad, "pad")), argument(pad, "self")
     constant = op_name(pad) == "aten.constant_pad_nd" or argument(pad, "mode") == "constant"
     whole = all(isinstance(amount, int) and amount >= 0 for amount in amounts)
-    if not constant or not whole or argument(pad, "value") or len(amounts) > 2 * len(a.stride):
+    if not constant or not whole or (argument(pad, "value") or 0) != zero or len(amounts) > 2 * len(a.stride):
         return a
     # The amounts come last axis first.
     amounts += [0] * (2 * len(a.stride) - len(amounts))
@@ -125,12 +133,13 @@ def _with_gate(emitter: Emitter, a: _Arguments) -> _Arguments:
 
 
 def is_kernel(node: fx.Node) -> bool:
-    """Whether a kernel of ours computes a convolution: constant float weights, known extents but for the batch."""
+    """Whether a kernel of ours computes a convolution: constant weights, known extents but for the batch."""
     if op_name(node) not in OPERATORS:
         return False
     a = _read(node)
     value = a.x.meta["val"]
-    constants = a.weight.op == "get_attr" and (a.bias is None or a.bias.op == "get_attr")
+    weights = a.weight.op == "get_attr" or product_of(node) is not None
+    constants = weights and (a.bias is None or a.bias.op == "get_attr")
     known = not any(isinstance(size, torch.SymInt) for size in value.shape[1:]) and value.dim() == len(a.stride) + 2
     return constants and known and value.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
@@ -138,6 +147,9 @@ def is_kernel(node: fx.Node) -> bool:
 @emits(*OPERATORS)
 def _convolution(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
+        product = product_of(node)
+        if product is not None:
+            return _integers(emitter, node, _read(node), product)
         return _kernel(emitter, node, _with_gate(emitter, _with_pad(_read(node))))
     a = _read(node)
     inputs = [emitter.plain(n) for n in (a.x, a.weight, a.bias) if n is not None]
@@ -162,23 +174,61 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
         tuple(map(int, weight.shape[2:])), a.stride, a.padding, a.dilation, a.groups, a.transposed,
         a.output_padding if a.transposed else (), plain_input,
     )  # fmt: skip
-    family: Any = depthwise if depthwise.applies(shape) else conv
-    name = "depthwise" if family is depthwise else "conv"
+    family: Any = family_of(shape, target)
+    name = family.__name__.rpartition(".")[2]
     name += ".transposed" * a.transposed + ".plain" * plain_input
     source = emitter.plain(a.x) if plain_input else emitter.blocked(a.x)
     packed = emitter.packed(name, a.weight, family.packing(shape, target))
     inputs = [emitter.as_float32(node, source), packed if a.gate is None else _gated(emitter, node, packed, a.gate)]
-    first: tuple[Bias, ...] = ()
-    if a.bias is not None:
-        inputs.append(blocked_vector(emitter, a.bias, out_channels))
-        first = (Bias(),)
     region = emitter.region(node)
-    inputs += blocked_operands(emitter, region, out_channels)
+    epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias)
     result = (batch, out_channels, *shape.out_spatial)
     made = emitter.call_kernel(
-        family, shape, region.epilogue(first), inputs, blocked_shape(result, lanes), region.nodes
+        family, shape, epilogue, [*inputs, *operands], blocked_shape(result, lanes), region.nodes
     )
-    return Value(result, dtype, blocked=emitter.from_float32(node, made, dtype))
+    dtype = emitter.dtype(region.nodes[-1])
+    return Value(result, dtype, blocked=emitter.from_float32(node, made, dtype) if region.codes is None else made)
+
+
+def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) -> Value:
+    """Codes times integer weights."""
+    target, x, weights = emitter.target, product.x, product.weights
+    a = _with_pad(replace(a, x=x.node), x.zero_point)
+    weight = cast(torch.Tensor, emitter.constant(weights.node)).numpy()
+    batch, channels, *spatial = emitter.shape(a.x)
+    out_channels = weight.shape[0]
+    quads = cast(int, channels) <= QUAD and a.groups == 1 and emitter.value(a.x).blocked is None
+    shape = ConvShape(
+        batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
+        tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, plain_input=quads, dtype="uint8",
+    )  # fmt: skip
+    family = family_of(shape, target)
+    inputs = [
+        _quads(emitter, node, a.x) if quads else emitter.blocked(a.x),
+        emitter.weights.add(f"{weights.node.target}.integers{'.quads' * quads}", family.pack(weight, shape, target)),
+        emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
+    ]
+    region = emitter.region(node)
+    scale = np.broadcast_to(weights.scales * np.float32(x.scale), out_channels)
+    epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias, scale)
+    result = (batch, out_channels, *shape.out_spatial)
+    stored = blocked_shape(result, emitter.lanes)
+    made = emitter.call_kernel(family, shape, epilogue, [*inputs, *operands], stored, region.nodes)
+    return Value(result, epilogue.dtype, blocked=made)
+
+
+def _quads(emitter: Emitter, node: fx.Node, codes: fx.Node) -> Any:
+    """Up to four channels of codes as one int32 for each pixel, the first channel lowest."""
+    channels = cast(int, emitter.shape(codes)[1])
+
+    def compute(x: Any) -> Any:
+        def element(n: Any, *place: Any) -> Any:
+            parts = [scalar.cast(x(n, c, *place), "int32") << tirx.const(8 * c, "int32") for c in range(channels)]
+            return functools.reduce(tirx.bitwise_or, parts)
+
+        return te.compute((x.shape[0], *x.shape[2:]), element, name="quads")
+
+    return emitter.te(node, compute, emitter.plain(codes))
 
 
 def _gated(emitter: Emitter, node: fx.Node, packed: Any, gate: fx.Node) -> Any:

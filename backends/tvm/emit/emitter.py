@@ -351,7 +351,7 @@ class Emitter:
             problem: Its shape dataclass.
             epilogue: What it does to its result.
             inputs: Relax variables in the kernel's order, weights included, output not.
-            shape: Extents of the result, in the layout the kernel writes; its dtype is float32.
+            shape: Extents of the result, in the layout the kernel writes; its dtype is that of the epilogue.
             nodes: The nodes it computes; the last one's value is the result.
         """
         kernel = Kernel(family, problem, epilogue, self.target)
@@ -364,7 +364,7 @@ class Emitter:
             self.functions[key] = self.builder.add_func(own_function(kernel, schedule), name)
         function = self.functions[key]
         self.kernels[function.name_hint] = kernel
-        call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), "float32"))
+        call = relax.call_tir(function, list(inputs), relax.TensorType(list(shape), epilogue.dtype))
         made = self.builder.emit(call, name_hint=nodes[-1].name)
         self.origins[made.name] = tuple(n.name for n in nodes)
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -12,15 +13,18 @@ from shave.backends.packing import Packing
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
-from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector, row_operands, row_vector
+from shave.backends.tvm.emit.epilogues import emit_epilogue
+from shave.backends.tvm.emit.operands import Blocks, Operands, Rows
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import batch_matmul, matmul
+from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import ceil_div
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue, PerElement
+from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.layout import Value, blocked_shape
+from shave.backends.tvm.quantized import product_of
 from shave.backends.tvm.sizes import Size, product, same
 from shave.ir.ops import op_name
 
@@ -40,13 +44,14 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
 
 
 def is_kernel(node: fx.Node) -> bool:
-    """Whether the packed kernel computes a product: constant float B of rank 2, constant bias of rank 1."""
+    """Whether the packed kernel computes a product: constant B of rank 2, constant bias of rank 1."""
     if op_name(node) not in ("aten.linear", "aten.addmm", "aten.mm", "aten.matmul"):
         return False
     if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return False
     a, b, bias = _operands(node)
-    if b.op != "get_attr" or b.meta["val"].dim() != 2 or a.meta["val"].dim() < 1:
+    weights = b.op == "get_attr" or product_of(node) is not None
+    if not weights or b.meta["val"].dim() != 2 or a.meta["val"].dim() < 1:
         return False
     if bias is not None and (bias.op != "get_attr" or bias.meta["val"].dim() != 1):
         return False
@@ -74,34 +79,48 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     a, b, bias = _operands(node)
     linear = op_name(node) == "aten.linear"
     extents = tuple(map(int, b.meta["val"].shape))
-    have, dtype = emitter.result(a)
+    integers = product_of(node)
+    source = a if integers is None else integers.x.node
+    have = emitter.shape(a)
     rows = product(have[:-1])
     inner, columns = extents[::-1] if linear else extents
     region = emitter.region(node)
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
-    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions)
+    dtype: InputDtype = "float32" if integers is None else "uint8"
+    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype)
     # Products with the same weights may cut them differently.
     name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
-    packing = matmul.packing(shape, emitter.target)
-    inputs = [
-        emitter.as_float32(node, emitter.reshape(emitter.plain(a), (rows, inner))),
-        emitter.packed(name, b, Packing().transpose(1, 0).then(packing) if linear else packing),
-    ]
-    first: tuple[Bias, ...] = ()
-    if bias is not None:
-        vector = blocked_vector if positions else row_vector
-        inputs.append(vector(emitter, bias, columns))
-        first = (Bias(),)
+    left = emitter.reshape(emitter.plain(source), (rows, inner))
+    scale = None
+    if integers is None:
+        packing = matmul.packing(shape, emitter.target)
+        packed = emitter.packed(name, b, Packing().transpose(1, 0).then(packing) if linear else packing)
+        inputs = [emitter.as_float32(node, left), packed]
+    else:
+        weight = cast(torch.Tensor, emitter.constant(integers.weights.node)).numpy()
+        weight = weight.T if linear else weight
+        held = f"{integers.weights.node.target}.{name}"
+        corrections = matmul.corrections(weight, integers.x.zero_point, emitter.target)
+        inputs = [
+            left,
+            emitter.weights.add(held, matmul.pack(weight, shape, emitter.target)),
+            emitter.weights.add(f"{node.name}.corrections", corrections),
+        ]
+        scale = np.broadcast_to(integers.weights.scales * np.float32(integers.x.scale), columns)
+    stored: tuple[Size, ...] = (rows, columns)
+    operands: Operands = Rows(emitter, rows, columns)
+    if positions:
+        stored = (result[0], ceil_div(columns, emitter.lanes), positions, emitter.lanes)
+        operands = Blocks(emitter, columns, stored)
+    epilogue, given = emit_epilogue(emitter, region, operands, columns, bias, scale)
+    made = emitter.call_kernel(matmul, shape, epilogue, [*inputs, *given], stored, region.nodes)
+    if region.codes is None:
+        made = emitter.from_float32(node, made, emitter.dtype(node))
     if not positions:
-        inputs += row_operands(emitter, region, rows, columns)
-        made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, (rows, columns), region.nodes)
-        return emitter.reshape(emitter.from_float32(node, made, dtype), (*have[:-1], columns))
-    blocks = (result[0], ceil_div(columns, emitter.lanes), positions, emitter.lanes)
-    for step, operand in zip(region.epilogue().operands, blocked_operands(emitter, region, columns), strict=True):
-        inputs.append(emitter.reshape(operand, blocks) if isinstance(step, PerElement) else operand)
-    made = emitter.call_kernel(matmul, shape, region.epilogue(first), inputs, blocks, region.nodes)
-    return Value(result, dtype, blocked=emitter.reshape(made, blocked_shape(result, emitter.lanes)))
+        return emitter.reshape(made, (*have[:-1], columns))
+    made = emitter.reshape(made, blocked_shape(result, emitter.lanes))
+    return Value(result, emitter.dtype(region.nodes[-1]), blocked=made)
 
 
 def _transpose_of(node: fx.Node) -> fx.Node | None:

@@ -2,60 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from torch import fx
 
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.kernels.base import Array, ceil_div, pad_channels
-from shave.backends.tvm.kernels.epilogue import PerElement
+from shave.backends.tvm.kernels.epilogue import OperandStep, PerElement
 from shave.backends.tvm.layout import Value
-from shave.backends.tvm.regions import Region
+from shave.backends.tvm.quantized import dequantized
 from shave.backends.tvm.sizes import Size
 
 
-def blocked_operands(emitter: Emitter, region: Region, channels: int) -> list[Any]:
-    """Variables with the operands of a region whose result is blocked; ``kernels.operands.BlockedOperands``."""
-    found = []
-    for step, node in zip(region.epilogue().operands, region.operands, strict=True):
+class Operands(Protocol):
+    """Gives the variables of operands to one kernel."""
+
+    def vector(self, name: str, values: Array) -> Any:
+        """A constant with a value per channel [channels]; equal names stand for equal values."""
+
+    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+        """What a step combines with the result."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Operands of a kernel whose result is blocked; ``kernels.operands.BlockedOperands``.
+
+    Attributes:
+        emitter: Collects the variables.
+        channels: Of the result.
+        shape: That of the result where the kernel sees it in another than the program.
+    """
+
+    emitter: Emitter
+    channels: int
+    shape: Sequence[Size] | None = None
+
+    def vector(self, name: str, values: Array) -> Any:
+        """As [blocks, lanes]."""
+        return self.emitter.weights.add(f"{name}.blocked{self.channels}", pad_channels(values, self.emitter.lanes))
+
+    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+        """A blocked map, [blocks, lanes] or [N, blocks, lanes]."""
         if isinstance(step, PerElement):
-            found.append(emitter.blocked(node))
-        elif not step.per_image and emitter.constant(node) is not None:
-            found.append(blocked_vector(emitter, node, channels))
-        else:
-            found.append(_blocked_values(emitter, node, channels, step.per_image))
-    return found
+            variable = self.emitter.blocked(_stored(step, node))
+            return variable if self.shape is None else self.emitter.reshape(variable, self.shape)
+        if not step.per_image and self.emitter.constant(node) is not None:
+            return self.vector(str(node.target), vector_of(self.emitter, node, self.channels))
+        return _blocked_values(self.emitter, node, self.channels, step.per_image)
 
 
-def row_operands(emitter: Emitter, region: Region, rows: Size, columns: int) -> list[Any]:
-    """Variables with the operands of a region whose result is [rows, columns]; ``kernels.operands.RowOperands``."""
-    found = []
-    for step, node in zip(region.epilogue().operands, region.operands, strict=True):
+@dataclass(frozen=True)
+class Rows:
+    """Operands of a kernel whose result is [rows, columns]; ``kernels.operands.RowOperands``."""
+
+    emitter: Emitter
+    rows: Size
+    columns: int
+
+    def vector(self, name: str, values: Array) -> Any:
+        """As [columns]."""
+        return self.emitter.weights.add(f"{name}.row{self.columns}", values)
+
+    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+        """Rows, or [columns]."""
         if isinstance(step, PerElement):
-            found.append(emitter.reshape(emitter.plain(node), (rows, columns)))
-        elif emitter.constant(node) is not None:
-            found.append(row_vector(emitter, node, columns))
-        else:
-            found.append(emitter.reshape(emitter.plain(node), (columns,)))
-    return found
+            return self.emitter.reshape(self.emitter.plain(_stored(step, node)), (self.rows, self.columns))
+        if self.emitter.constant(node) is not None:
+            return self.vector(str(node.target), vector_of(self.emitter, node, self.columns))
+        return self.emitter.reshape(self.emitter.plain(node), (self.columns,))
 
 
-def blocked_vector(emitter: Emitter, node: fx.Node, channels: int) -> Any:
-    """A constant with a value per channel, or one for all, as [blocks, lanes]."""
-    vector = pad_channels(_vector(emitter, node, channels), emitter.lanes)
-    return emitter.weights.add(f"{node.target}.blocked{channels}", vector)
-
-
-def row_vector(emitter: Emitter, node: fx.Node, columns: int) -> Any:
-    """The same as [columns]."""
-    return emitter.weights.add(f"{node.target}.row{columns}", _vector(emitter, node, columns))
-
-
-def _vector(emitter: Emitter, node: fx.Node, channels: int) -> Array:
+def vector_of(emitter: Emitter, node: fx.Node, channels: int) -> Array:
+    """A constant with a value per channel, or one for all, as [channels]."""
     constant = emitter.constant(node)
     assert constant is not None
     return np.array(constant.float().reshape(-1).expand(channels).numpy())
+
+
+def _stored(step: PerElement, node: fx.Node) -> fx.Node:
+    """The node whose value a step reads: codes where it takes them."""
+    codes = dequantized(node) if step.dtype == "uint8" else None
+    return node if codes is None else codes.node
 
 
 def _blocked_values(emitter: Emitter, node: fx.Node, channels: int, per_image: bool) -> Any:

@@ -14,12 +14,14 @@ from shave.backends.tvm import layout
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
+from shave.backends.tvm.emit.quantization import real
 from shave.backends.tvm.emit.reduction import accumulator, mean_of_blocked
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import pooling
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.pooling import PoolShape
 from shave.backends.tvm.layout import Value
+from shave.backends.tvm.quantized import dequantized
 from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.errors import UnsupportedError
 
@@ -95,14 +97,18 @@ def _kernel(
     if value.blocked is None and cast(int, channels) < emitter.lanes:
         return None
     out = tuple(cast("list[int]", shape[2:]))
+    # The mean of codes stands for the mean of what they stand for, unless zeros of the padding are among it.
+    zeros = any(options.get("padding", ())) and options.get("count_padding", True)
+    codes = dequantized(x) if kind == "mean" and not zeros and options.get("divisor") is None else None
     pool = PoolShape(
         kind, batch if isinstance(batch, int) else None, cast(int, channels), tuple(cast("list[int]", extents)), out,
-        **options,
+        dtype="float32" if codes is None else "uint8", **options,
     )  # fmt: skip
     stored = layout.blocked_shape(shape, emitter.lanes)
-    source = emitter.as_float32(node, emitter.blocked(x))
+    source = emitter.as_float32(node, emitter.blocked(x)) if codes is None else emitter.blocked(codes.node)
     made = emitter.call_kernel(pooling, pool, Epilogue(), [source], stored, (node,))
-    return Value(shape, dtype, blocked=emitter.from_float32(node, made, dtype))
+    made = emitter.from_float32(node, made, dtype) if codes is None else real(emitter, node, made, codes)
+    return Value(shape, dtype, blocked=made)
 
 
 def _lowest(dtype: str) -> Any:

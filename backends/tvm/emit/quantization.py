@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -10,7 +10,9 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
+from shave.backends.tvm.emit.pointwise import emit_elements
 from shave.backends.tvm.emit.registry import emits
+from shave.backends.tvm.quantized import Codes
 from shave.backends.tvm.sizes import Size
 
 _D = "quantized_decomposed"
@@ -53,39 +55,51 @@ def _axis(emitter: Emitter, node: fx.Node) -> int | None:
 
 @emits(f"{_D}.quantize_per_tensor", f"{_D}.quantize_per_channel")
 def _quantize(emitter: Emitter, node: fx.Node) -> Any:
-    arguments = emitter.arguments(node)
-    shape, dtype = emitter.result(node)
-    pair, variables = _parameters(emitter, node)
-    read = _reader(emitter, pair, _axis(emitter, node))
+    arguments, dtype = emitter.arguments(node), emitter.dtype(node)
     low, high = arguments["quant_min"], arguments["quant_max"]
 
-    def compute(x: Any, *tensors: Any, shape: Sequence[Size]) -> Any:
-        def element(*i: Any) -> Any:
-            scale, zero = read(tensors, i)
-            # torch multiplies by the reciprocal and adds the zero point before it saturates.
-            steps = tirx.nearbyint(scalar.cast(x(*i), "float32") * (tirx.const(1, "float32") / scale))
-            shifted = steps + tirx.Cast("float32", zero)
-            kept = scalar.clamp(shifted, tirx.const(float(low), "float32"), tirx.const(float(high), "float32"))
-            return scalar.cast(kept, dtype)
+    def value(x: Any, scale: Any, zero: Any) -> Any:
+        # torch multiplies by the reciprocal and adds the zero point before it saturates.
+        steps = tirx.nearbyint(scalar.cast(x, "float32") * (tirx.const(1, "float32") / scale))
+        shifted = steps + tirx.Cast("float32", zero)
+        kept = scalar.clamp(shifted, tirx.const(float(low), "float32"), tirx.const(float(high), "float32"))
+        return scalar.cast(kept, dtype)
 
-        return te.compute(shape, element, name="quantize")
-
-    x = arguments["input"]
-    return emitter.te(node, compute, emitter.plain(x), *variables, shape=shape)
+    return _converted(emitter, node, value)
 
 
 @emits(f"{_D}.dequantize_per_tensor", f"{_D}.dequantize_per_channel")
 def _dequantize(emitter: Emitter, node: fx.Node) -> Any:
-    arguments = emitter.arguments(node)
-    shape, dtype = emitter.result(node)
+    dtype = emitter.dtype(node)
+
+    def value(x: Any, scale: Any, zero: Any) -> Any:
+        return scalar.cast(tirx.Cast("float32", scalar.cast(x, "int32") - zero) * scale, dtype)
+
+    return _converted(emitter, node, value)
+
+
+def real(emitter: Emitter, node: fx.Node, numbers: Any, codes: Codes) -> Any:
+    """What float32 numbers stand for, which are means of codes, in the layout in which they lie."""
+    scale, zero = (tirx.const(value, "float32") for value in (codes.scale, float(codes.zero_point)))
+
+    def compute(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: (x(*i) - zero) * scale, name="real")
+
+    return emitter.te(node, compute, numbers)
+
+
+def _converted(emitter: Emitter, node: fx.Node, value: Callable[[Any, Any, Any], Any]) -> Any:
+    """Emit ``value(element, its scale, its zero point)`` for each element, in the layout in which the input lies.
+
+    Parameters of their own for each channel take the plain layout.
+    """
+    x = emitter.arguments(node)["input"]
     pair, variables = _parameters(emitter, node)
     read = _reader(emitter, pair, _axis(emitter, node))
+    if not variables:
+        return emit_elements(emitter, node, [x], [], lambda loads, _: value(loads[x], *read((), ())))
 
     def compute(x: Any, *tensors: Any, shape: Sequence[Size]) -> Any:
-        def element(*i: Any) -> Any:
-            scale, zero = read(tensors, i)
-            return scalar.cast(tirx.Cast("float32", scalar.cast(x(*i), "int32") - zero) * scale, dtype)
+        return te.compute(shape, lambda *i: value(x(*i), *read(tensors, i)), name="converted")
 
-        return te.compute(shape, element, name="dequantize")
-
-    return emitter.te(node, compute, emitter.plain(arguments["input"]), *variables, shape=shape)
+    return emitter.te(node, compute, emitter.plain(x), *variables, shape=emitter.shape(node))

@@ -14,12 +14,14 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx, topi
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, stored_dtype
+from shave.backends.tvm.emit.quantization import real
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.emit.scalar import const
 from shave.backends.tvm.kernels import pooling
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.pooling import PoolShape
 from shave.backends.tvm.layout import Value, blocked_shape
+from shave.backends.tvm.quantized import dequantized
 from shave.backends.tvm.sizes import is_static, product
 from shave.ir.errors import UnsupportedError
 
@@ -143,11 +145,14 @@ def mean_of_blocked(emitter: Emitter, node: fx.Node, x: fx.Node) -> Any:
 
     if dtype == "float32" and is_static(have[1:]):
         batch, channels, *spatial = cast("list[int]", have)
-        window = tuple(spatial)
+        window, codes = tuple(spatial), dequantized(x)
         pool = PoolShape(
-            "mean", batch if isinstance(batch, int) else None, channels, window, (1,) * len(window), window
-        )
-        made = emitter.call_kernel(pooling, pool, Epilogue(), [emitter.blocked(x)], stored, (node,))
+            "mean", batch if isinstance(batch, int) else None, channels, window, (1,) * len(window), window,
+            dtype="float32" if codes is None else "uint8",
+        )  # fmt: skip
+        source = emitter.blocked(x if codes is None else codes.node)
+        made = emitter.call_kernel(pooling, pool, Epilogue(), [source], stored, (node,))
+        made = made if codes is None else real(emitter, node, made, codes)
     else:
         made = emitter.te(node, compute, emitter.blocked(x))
     mean = Value(unit, dtype, blocked=made)

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from shave.backends.tvm.emit.emitter import Emitter
-from shave.backends.tvm.emit.operands import blocked_operands, blocked_vector
+from shave.backends.tvm.emit.epilogues import emit_epilogue
+from shave.backends.tvm.emit.operands import Blocks
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import winograd
-from shave.backends.tvm.kernels.epilogue import Bias
 from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.ir.errors import UnsupportedError
@@ -47,12 +47,9 @@ def _winograd(emitter: Emitter, node: fx.Node) -> Any:
     )  # fmt: skip
     packed = winograd.pack(weight, shape, emitter.target)
     inputs = [emitter.blocked(a["x"]), emitter.weights.add(f"{a['weight'].target}.winograd", packed)]
-    first: tuple[Bias, ...] = ()
-    if a["bias"] is not None:
-        inputs.append(blocked_vector(emitter, a["bias"], shape.out_channels))
-        first = (Bias(),)
-    inputs += blocked_operands(emitter, region, shape.out_channels)
+    operands = Blocks(emitter, shape.out_channels)
+    epilogue, given = emit_epilogue(emitter, region, operands, shape.out_channels, a["bias"])
     result = (batch, shape.out_channels, *shape.stored_spatial)
     stored = blocked_shape(result, emitter.lanes)
-    made = emitter.call_kernel(winograd, shape, region.epilogue(first), inputs, stored, region.nodes)
-    return Value(result, "float32", blocked=made)
+    made = emitter.call_kernel(winograd, shape, epilogue, [*inputs, *given], stored, region.nodes)
+    return Value(result, epilogue.dtype, blocked=made)

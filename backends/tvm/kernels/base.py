@@ -76,16 +76,16 @@ def unblock_channels(array: Array, channels: int) -> Array:
     return np.ascontiguousarray(plain[:, :channels])
 
 
-def pad_channels(vector: Array, lanes: int) -> Array:
+def pad_channels(vector: Array, lanes: int, dtype: str = "float32") -> Array:
     """A per-channel vector [C] as blocked kernels read it: [ceil(C / lanes), lanes], zeros in the unused lanes."""
-    padded = np.zeros(ceil_div(vector.size, lanes) * lanes, np.float32)
+    padded = np.zeros(ceil_div(vector.size, lanes) * lanes, dtype)
     padded[: vector.size] = vector
     return padded.reshape(-1, lanes)
 
 
-def tensor(name: str, shape: Sequence[int | Expr]) -> Any:
-    """Declare a float32 parameter of the function being built; extents may be symbols."""
-    return T.match_buffer(T.arg(name, T.handle()), tuple(shape), "float32", layout=None)
+def tensor(name: str, shape: Sequence[int | Expr], dtype: str = "float32") -> Any:
+    """Declare a parameter of the function being built; extents may be symbols."""
+    return T.match_buffer(T.arg(name, T.handle()), tuple(shape), dtype, layout=None)
 
 
 def extent(dimension: Dimension) -> int | Expr:
@@ -181,11 +181,17 @@ class Flat:
         elements: int | Expr = 1
         for size in buffer.shape:
             elements = elements * size
-        self._flat = T.decl_buffer((elements,), "float32", data=buffer.data, layout=None)
+        self._flat = T.decl_buffer((elements,), buffer.dtype, data=buffer.data, layout=None)
 
     def load(self, offset: int | Expr, width: int = 1) -> Expr:
         """``width`` elements from ``offset`` on."""
         return self._flat[span(offset, width)]
+
+    def load_first(self, offset: int | Expr, count: int, width: int) -> Expr:
+        """The first ``count`` of ``width`` elements from ``offset`` on, and zeros; reads no others."""
+        zero = tirx.const(0, self._flat.dtype)
+        lanes = [self._flat[offset + k] if k < count else zero for k in range(width)]
+        return tirx.Shuffle(lanes, list(range(width)))
 
     def prefetch(self, offset: int | Expr, level: int) -> None:
         """Ask for the cache line of an element in a level of cache; any offset will do, also one beyond the end."""

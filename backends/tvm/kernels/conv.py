@@ -1,10 +1,14 @@
-"""Direct float32 convolution from blocked or plain input to blocked output, any rank, grouped, dilated, transposed.
+"""Direct convolution from blocked or plain input to blocked output, any rank, grouped, dilated, transposed.
 
 One register tile (:mod:`register_tile`) holds ``pixels`` neighbours along the last axis times ``vectors`` blocks of
 output channels. The reduction runs over blocks of input channels, taps, and channels inside the block; the weights
 lie in that order. Where the weights of a tile outgrow the level 1 cache, all tiles of the image pass a few blocks of
 input channels before the next ones are taken; y holds the sums in between. See :mod:`geometry` for padding and for
 transposed convolutions.
+
+Inputs are float32, or uint8 with int8 weights, which four channels at a time are added up in 32 bits
+(:mod:`arithmetic`); float32 again in the epilogue. The sums of integers start from a value that makes up for the zero
+point of the input, see :mod:`zero_point`.
 
 Method: E. Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", SC 2018
 (arXiv 1808.05567). Layout: Y. Liu et al., "Optimizing CNN Model Inference on CPUs" (NeoCPU), ATC 2019.
@@ -23,6 +27,7 @@ import numpy as np
 from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
+from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.base import (
     Array,
     Flat,
@@ -38,6 +43,7 @@ from shave.backends.tvm.kernels.base import (
     root,
     tensor,
     unravel,
+    unrolled,
 )
 from shave.backends.tvm.kernels.conv_schedule import ConvSchedule, blocks_of, candidates, default, merged, seconds
 from shave.backends.tvm.kernels.epilogue import Epilogue
@@ -49,22 +55,26 @@ from shave.backends.tvm.kernels.geometry import (
     phases,
     pixel_runs,
 )
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands
-from shave.backends.tvm.kernels.prefetch import Prefetch
+from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
     Part,
     RegisterTile,
 )
+from shave.backends.tvm.kernels.zero_point import Corrections
 
 __all__ = [
-    "ConvSchedule", "ConvShape", "build", "candidates", "default", "input_shape", "output_shape", "pack", "reference",
-    "seconds",
+    "ConvSchedule", "ConvShape", "build", "candidates", "default", "input_shape", "output_shape", "pack",
+    "reference", "seconds",
 ]  # fmt: skip
 
 
 def input_shape(shape: ConvShape, target: Target) -> tuple[int | None, ...]:
     """Shape of the first parameter."""
+    if shape.plain_input and shape.dtype == "uint8":
+        return (shape.batch, *shape.spatial)
     if shape.plain_input:
         return (shape.batch, shape.in_channels, *shape.spatial)
     return (shape.batch, ceil_div(shape.in_channels, target.lanes), *shape.spatial, target.lanes)
@@ -89,7 +99,7 @@ def packing(shape: ConvShape, target: Target) -> Packing:
     lanes, kernel, groups = target.lanes, shape.kernel, shape.groups
     blocks = blocks_of(shape, lanes)
     outputs, inputs, merged = shape.out_channels // groups, shape.in_channels // groups, groups // blocks.groups
-    width = 1 if shape.plain_input else lanes
+    width = shape.input_width(lanes)
     taps = range(5, 5 + len(kernel))
     steps = Packing()
     if shape.transposed:
@@ -107,8 +117,13 @@ def packing(shape: ConvShape, target: Target) -> Packing:
 
 
 def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
-    """Pack weights, ``shape.weight_shape``, float32; see :func:`packing`."""
-    return packing(shape, target).apply(weight.astype(np.float32, copy=False))
+    """Pack weights, ``shape.weight_shape``, float32 or int8; see :func:`packing`.
+
+    Channels of a step of integers lie side by side, so that the last axes are [steps, lanes, channels of a step].
+    """
+    arithmetic = arithmetic_of(shape.dtype, target)
+    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
+    return np.ascontiguousarray(arithmetic.packed(plain))
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
@@ -168,7 +183,10 @@ class _Ahead:
 
 
 def build(shape: ConvShape, schedule: ConvSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them."""
+    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them.
+
+    Integers take :func:`zero_point.corrections` ahead of the operands.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv")
         T.func_attr({"tirx.noalias": True})
@@ -184,25 +202,39 @@ class _Emitter:
         self.epilogue = epilogue
         self.lanes = target.lanes
         self.cores = target.cores
+        self.packs = narrows(target)
         self.blocks = blocks_of(shape, target.lanes)
         self.batch = extent(shape.batch)
         self.shape = merged(shape, schedule)
         self.depth = schedule.depth or self.blocks.input_blocks
+        self.arithmetic = arithmetic_of(shape.dtype, target)
         total_blocks = self.blocks.groups * self.blocks.output_blocks
-        width = 1 if shape.plain_input else self.lanes
+        width = shape.input_width(self.lanes)
+        quads = shape.plain_input and shape.dtype == "uint8"
         outputs = (self.batch, *output_shape(shape, target)[1:])
-        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]))
-        self.weight = tensor("weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, width, self.lanes))
+        self.x = tensor("x", (self.batch, *input_shape(shape, target)[1:]), "int32" if quads else shape.dtype)
+        step: tuple[int, ...] = (width, self.lanes)
+        if self.arithmetic.depth > 1:
+            step = (width // self.arithmetic.depth, self.lanes, self.arithmetic.depth)
+        self.weight = tensor(
+            "weight", (total_blocks, self.blocks.input_blocks, *shape.kernel, *step), self.arithmetic.weights
+        )
+        self.corrections = Corrections(shape, target) if shape.dtype == "uint8" else None
         self.operands = BlockedOperands(epilogue, outputs)
-        self.y = tensor("y", outputs)
-        # The sizes that offsets are computed with: rows may be merged, and a plain input has blocks of one channel.
-        self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, width)
+        self.y = tensor("y", outputs, epilogue.dtype)
+        # The sizes that offsets are computed with: rows may be merged, a plain input has blocks of one channel, and a
+        # quad is one element.
+        pixel = 1 if quads else width
+        self.x_sizes = (self.blocks.groups * self.blocks.input_blocks, *self.shape.spatial, pixel)
+        self.width, self.together = width, 1 if quads else self.arithmetic.depth
         self.y_sizes = (total_blocks, *self.shape.out_spatial, self.lanes)
 
     def emit(self) -> None:
         with root():
             self.x, self.weight, self.y = Flat(self.x), Flat(self.weight), Flat(self.y)
             self.operands.flatten()
+            if self.corrections is not None:
+                self.corrections.flatten()
             for phase in phases(self.shape):
                 self._phase(phase)
 
@@ -281,12 +313,13 @@ class _Emitter:
         whole = self.depth == self.blocks.input_blocks
         pieces = [0] if whole else [v * self._block_elements for v in range(vectors)]
         elements = self.depth * self._chunk_elements * (vectors if whole else 1)
-        return Prefetch.of(elements, chunks, rows * tiles, tuple(pieces)), number * tiles
+        line = LINE_BYTES // np.dtype(self.arithmetic.weights).itemsize
+        return Prefetch.of(elements, chunks, rows * tiles, tuple(pieces), line), number * tiles
 
     @property
     def _chunk_elements(self) -> int:
         """Weights of one block of output channels and one of input channels."""
-        return prod(self.shape.kernel) * self.x_sizes[-1] * self.lanes
+        return prod(self.shape.kernel) * self.width * self.lanes
 
     @property
     def _block_elements(self) -> int:
@@ -307,7 +340,7 @@ class _Emitter:
     ) -> None:
         """One register tile in one pass: ``position`` is its first output, along each axis in units of the phase."""
         lanes = self.lanes
-        tile = RegisterTile(run.tiles.size, vectors, lanes)
+        tile = RegisterTile(run.tiles.size, vectors, lanes, self.arithmetic)
         place = [axis.first_output + q * axis.output_step for axis, q in zip(phase, position, strict=True)]
         result = offset(self.y_sizes, n, block, *place, 0)
         vector_step = prod(self.shape.out_spatial) * lanes
@@ -320,6 +353,8 @@ class _Emitter:
         if steps >= LONG_REDUCTION:
             with only_if(number == 0 if isinstance(number, int) else number < 1):
                 tile.prefetch(lambda row, v: self.y.prefetch(at(row, Part(v, 0, lanes)), 1))
+        if self.corrections is not None:
+            self.corrections.load_into(tile, phase, run, block, position)
         whole = self.depth == self.blocks.input_blocks
         if not whole:
             with only_if(number > 0):
@@ -340,7 +375,7 @@ class _Emitter:
             self.y.store(at(row, part), value, part.width)
 
         if whole:
-            tile.finish(self.epilogue, load, store)
+            tile.finish(self.epilogue, load, store, packing=self.packs and phase[-1].output_step == 1)
         else:
             with T.If((number + 1) * self.depth < self.blocks.input_blocks):
                 with T.Then():
@@ -363,7 +398,7 @@ class _Emitter:
     ) -> None:
         """Add the products of ``inputs.count`` input blocks after ``done``, of which ``inputs.size`` channels exist."""
         *outer, inner = phase
-        width = self.x_sizes[-1]
+        pixel_elements = self.x_sizes[-1]
         with ExitStack() as loops:
             b = done + loops.enter_context(loop(inputs.count))
             taps: list[int | Expr] = []
@@ -379,13 +414,18 @@ class _Emitter:
                 with loop(met.count) as t:
                     tap = met.first + t
                     chunk = offset(self.shape.kernel, b, *taps, inner.first_tap + tap * inner.tap_step)
-                    (weight,) = bind(block * self._block_elements + chunk * (width * self.lanes))
+                    (weight,) = bind(block * self._block_elements + chunk * (self.width * self.lanes))
                     pixel = base + tap * inner.tap_input
                     source = offset(self.x_sizes, n, first_input + b, *pixels, pixel, 0)
                     if ahead is not None:
                         ahead.prefetch.ask(self.weight, ahead.first, chunk - ahead.chunk)
-                    with loop(inputs.size) as c:
-                        self._step(tile, met.rows, source + c, inner.stride * width, weight + c * self.lanes)
+                    depth = self.arithmetic.depth
+                    steps = ceil_div(inputs.size, depth)
+                    # A block has few steps of integers: a loop would cost as much as they do if each is short.
+                    short = depth > 1 and self.arithmetic.instructions == 1
+                    with unrolled(0, steps) if short else loop(steps) as step:
+                        c = step * depth
+                        self._step(tile, met.rows, source + c, inner.stride * pixel_elements, weight + c * self.lanes)
 
     def _step(
         self,
@@ -395,9 +435,10 @@ class _Emitter:
         row_step: int,
         weight: int | Expr,
     ) -> None:
-        """One step of the reduction: one input channel, one tap."""
+        """One step of the reduction: one input channel, or as many as are multiplied at once, and one tap."""
+        depth = self.arithmetic.depth
         tile.multiply_add(
             rows,
-            lambda row: self.x.load(source + row * row_step),
-            lambda v: self.weight.load(weight + v * self._block_elements, self.lanes),
+            lambda row: self.x.load(source + row * row_step, self.together),
+            lambda v: self.weight.load(weight + v * self._block_elements, self.lanes * depth),
         )

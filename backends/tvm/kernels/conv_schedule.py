@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+import numpy as np
+
 from shave.backends.target import Target
+from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.base import Run, busiest_share, ceil_div, even_runs
 from shave.backends.tvm.kernels.geometry import (
     ConvShape,
@@ -74,23 +77,38 @@ def blocks_of(shape: ConvShape, lanes: int) -> Blocks:
     """The channels of a convolution in blocks of ``lanes``."""
     groups = shape.groups // merged_groups(shape, lanes)
     inputs, outputs = shape.in_channels // groups, shape.out_channels // groups
-    # A plain input is a blocked one with blocks of one channel.
-    width = 1 if shape.plain_input else lanes
+    width = shape.input_width(lanes)  # a plain input is a blocked one with small blocks
     runs = (Run(inputs // width, width), Run(1, inputs % width))
     present = tuple(run for run in runs if run.count and run.size)
     return Blocks(groups, present, ceil_div(inputs, width), ceil_div(outputs, lanes))
 
 
+def _steps(blocks: Blocks, depth: int) -> int:
+    """Steps of the reduction over the channels of a group, ``depth`` of which are multiplied at once."""
+    return sum(int(run.count) * ceil_div(run.size, depth) for run in blocks.inputs)
+
+
+def _panel_bytes(shape: ConvShape, target: Target) -> int:
+    """Bytes of the packed weights of one block of output channels with one block of input channels."""
+    arithmetic = arithmetic_of(shape.dtype, target)
+    width = shape.input_width(target.lanes)
+    return target.lanes * width * prod(shape.kernel) * np.dtype(arithmetic.weights).itemsize
+
+
+def _image_bytes(shape: ConvShape) -> int:
+    return np.dtype(shape.dtype).itemsize * shape.in_channels * prod(shape.spatial)
+
+
 def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     """Estimated cycles of the busiest core for the arithmetic of one call."""
     blocks = blocks_of(shape, target.lanes)
-    inputs = shape.in_channels // blocks.groups
+    arithmetic = arithmetic_of(shape.dtype, target)
+    inputs = _steps(blocks, arithmetic.depth)
     channels = even_runs(blocks.output_blocks, schedule.vectors)
-    width = 1 if shape.plain_input else target.lanes
     depth = schedule.depth or blocks.input_blocks
     passes = ceil_div(blocks.input_blocks, depth)
-    weights = schedule.vectors * target.vector_bytes * prod(shape.kernel) * depth * width
-    image = 4 * shape.in_channels * prod(shape.spatial)
+    weights = schedule.vectors * depth * _panel_bytes(shape, target)
+    image = _image_bytes(shape)
     far = FAR_LOADS if image > target.l2_bytes // 4 and not shape.plain_input else 0
     total = 0.0
     for phase in phases(merged(shape, schedule)):
@@ -104,8 +122,11 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
                 # line of a large image comes from level 2 or farther, once for all taps and vectors.
                 slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
                 slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
-                steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow) for met in tile.taps)
-                once = cycles_per_tile(tile.tiles.size, run.size) + (passes - 1) * CYCLES_PER_TILE
+                steps = sum(
+                    met.count * cycles_per_step(len(met.rows), run.size, slow, arithmetic.instructions)
+                    for met in tile.taps
+                )
+                once = cycles_per_tile(tile.tiles.size, run.size, arithmetic) + (passes - 1) * CYCLES_PER_TILE
                 panel += int(tile.tiles.count) * (outer * inputs * steps + rows * once)
             runs.append((int(run.count), panel))
         repeats = blocks.groups * (shape.batch or 1)
@@ -132,8 +153,7 @@ def seconds(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
     """Estimated time of a call, weights read from main memory; a batch known only at run time counts as 1."""
     arithmetic = _cycles(shape, schedule, target) / (target.gigahertz * 1e9)
     blocks = blocks_of(shape, target.lanes)
-    width = target.lanes if not shape.plain_input else 1
-    block = 4 * target.lanes * blocks.input_blocks * width * prod(shape.kernel)
+    block = blocks.input_blocks * _panel_bytes(shape, target)
     readers = 1 if schedule.outer == "bands" else target.cores
     memory = block * blocks.groups * blocks.output_blocks / readers / (target.memory_gbytes * 1e9)
     panel = schedule.vectors * block * (schedule.depth or blocks.input_blocks) // blocks.input_blocks
@@ -157,7 +177,7 @@ def candidates(shape: ConvShape, target: Target) -> list[ConvSchedule]:
         ConvSchedule(pixels, vectors, order, merge)
         for merge in merges
         for pixels, vectors in itertools.product(range(1, MAX_PIXELS + 1), range(1, MAX_VECTORS + 1))
-        if fits(pixels, vectors, target)
+        if fits(pixels, vectors, target, arithmetic_of(shape.dtype, target))
     ]
     if shape.plain_input:
         # LLVM loads neighbours of a plain row together and spreads them from registers, which it then needs beside
@@ -180,10 +200,11 @@ def default(shape: ConvShape, target: Target) -> ConvSchedule:
 def _depth(shape: ConvShape, vectors: int, target: Target) -> int | None:
     """Blocks of input channels of a pass: their weights for a tile fit half of the level 1 cache.
 
-    None where all do, where the last block is not whole, or where the sums would not stay in the level 2 cache.
+    None where all do, where the last block is not whole, where the sums would not stay in the level 2 cache, and for
+    integers, whose sums have no place in the output.
     """
     blocks = blocks_of(shape, target.lanes)
-    if shape.plain_input or any(run.size != target.lanes for run in blocks.inputs):
+    if shape.plain_input or shape.dtype != "float32" or any(run.size != target.lanes for run in blocks.inputs):
         return None
     block = vectors * target.lanes * target.vector_bytes * prod(shape.kernel)
     passes = ceil_div(blocks.input_blocks, max(1, target.l1_bytes // 2 // block))
@@ -193,9 +214,8 @@ def _depth(shape: ConvShape, vectors: int, target: Target) -> int | None:
 
 def _outer(shape: ConvShape, target: Target) -> Outer:
     blocks = blocks_of(shape, target.lanes)
-    block = target.lanes * 4
-    weights = block * blocks.groups * blocks.output_blocks * prod(shape.kernel) * shape.in_channels // blocks.groups
-    image = 4 * shape.in_channels * prod(shape.spatial)
+    weights = blocks.groups * blocks.output_blocks * blocks.input_blocks * _panel_bytes(shape, target)
+    image = _image_bytes(shape)
     half = target.l2_bytes // 2
     if weights < image and banded(phases(shape), target):
         return "bands"

@@ -1,8 +1,11 @@
-"""Depthwise float32 convolution (one filter per channel) on blocked tensors, any rank, stride and dilation.
+"""Depthwise convolution (one filter per channel) on blocked tensors, any rank, stride and dilation.
 
 One tile holds ``pixels`` neighbours along the last axis of one channel block. There is no reduction over channels, so
 each multiply-add reads a vector of the image: taps along the last axis are unrolled, which lets a loaded vector serve
 all the taps and pixels that meet it. The kernel is bound by loads, on large images by memory.
+
+Codes (uint8) and int8 weights are multiplied as float32, whose sums of so few products are exact: each loaded vector is
+widened once.
 """
 
 from __future__ import annotations
@@ -35,8 +38,11 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.conv_schedule import banded
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import ConvShape, Phase, PixelRun, met_taps, phases, pixel_runs
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands
 from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile, most_rows
+from shave.backends.tvm.kernels.vector_math import as_float32
+from shave.backends.tvm.kernels.zero_point import Corrections
 
 UNROLLED_TAPS = 7
 
@@ -75,7 +81,13 @@ def seconds(shape: ConvShape, schedule: DepthwiseSchedule, target: Target) -> fl
     blocks = (shape.batch or 1) * ceil_div(shape.in_channels, target.lanes)
     rows = blocks * prod(shape.out_spatial[:-1])
     arithmetic = ceil_div(rows, target.cores) * _cycles_per_row(shape, schedule.pixels) / (target.gigahertz * 1e9)
-    maps = blocks * target.vector_bytes * (prod(shape.spatial) + prod(shape.out_spatial)) / target.cores
+    maps = (
+        blocks
+        * target.lanes
+        * np.dtype(shape.dtype).itemsize
+        * (prod(shape.spatial) + prod(shape.out_spatial))
+        / target.cores
+    )
     return max(arithmetic, maps / (2 * target.memory_gbytes * 1e9) if maps > target.l2_bytes else 0.0)
 
 
@@ -108,7 +120,7 @@ def packing(shape: ConvShape, target: Target) -> Packing:
 
 
 def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
-    """Pack weights, [C, 1, *kernel], float32; see :func:`packing`."""
+    """Pack weights, [C, 1, *kernel], to float32; see :func:`packing`."""
     return packing(shape, target).apply(weight.astype(np.float32, copy=False))
 
 
@@ -118,7 +130,10 @@ def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, ope
 
 
 def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them."""
+    """The kernel (x, packed weights, *operands, y); operands as :class:`BlockedOperands` has them.
+
+    Integers take :func:`zero_point.corrections` ahead of the operands.
+    """
     lanes = target.lanes
     blocks = ceil_div(shape.in_channels, lanes)
     (phase,) = phases(shape)
@@ -129,14 +144,17 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
         batch = extent(shape.batch)
         outputs = (batch, blocks, *shape.out_spatial, lanes)
         parameters = [
-            tensor("x", (batch, blocks, *shape.spatial, lanes)),
+            tensor("x", (batch, blocks, *shape.spatial, lanes), shape.dtype),
             tensor("weight", (blocks, *shape.kernel, lanes)),
         ]
+        corrections = Corrections(shape, target) if shape.dtype == "uint8" else None
         operands = BlockedOperands(epilogue, outputs)
-        parameters.append(tensor("y", outputs))
+        parameters.append(tensor("y", outputs, epilogue.dtype))
         with root():
             x, weight, y = [Flat(parameter) for parameter in parameters]
             operands.flatten()
+            if corrections is not None:
+                corrections.flatten()
             rows, *rest = [axis.extent for axis in outer] or [1]
             bands = _bands(shape, target)
             height = ceil_div(rows, bands)
@@ -150,6 +168,8 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
                         with loop(run.tiles.count) as t:
                             first = run.first + t * run.tiles.size
                             tile = RegisterTile(run.tiles.size, 1, lanes)
+                            if corrections is not None:
+                                corrections.load_into(tile, phase, run, channel_block, [*position, first])
                             _reduce(tile, x, weight, shape, phase, run, image, channel_block, [*position, first])
                             result = offset((*shape.out_spatial, lanes), image, *position, first, 0)
 
@@ -160,7 +180,7 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
                             def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
                                 y.store(result + (row * lanes + part.first), value, part.width)
 
-                            tile.finish(epilogue, load, store)
+                            tile.finish(epilogue, load, store, packing=narrows(target))
     return builder.get()
 
 
@@ -214,6 +234,6 @@ def _tap(
     lanes = tile.lanes
     tile.multiply_add_vectors(
         rows,
-        lambda row: x.load(source + (tap * inner.tap_input + row * inner.stride) * lanes, lanes),
+        lambda row: as_float32(x.load(source + (tap * inner.tap_input + row * inner.stride) * lanes, lanes)),
         weight.load(weights + tap * lanes, lanes),
     )

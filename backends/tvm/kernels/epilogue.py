@@ -16,9 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shave.backends.tvm.adapter import Expr, tirx
+from shave.backends.tvm.adapter import Expr, T, tirx
 from shave.backends.tvm.kernels import vector_math
-from shave.backends.tvm.kernels.vector_math import Bindings, Formula, Locals, formula, maximum, minimum, splat
+from shave.backends.tvm.kernels.vector_math import (
+    Bindings,
+    Formula,
+    Locals,
+    as_float32,
+    formula,
+    lanes,
+    maximum,
+    minimum,
+    splat,
+)
 
 Array = npt.NDArray[Any]
 
@@ -161,7 +171,13 @@ class Slope(PerChannel):
 
 @dataclass(frozen=True)
 class PerElement:
-    """A step whose operand has the shape and layout of the output."""
+    """A step whose operand has the shape and layout of the output.
+
+    Attributes:
+        dtype: Of the operand, whose elements count as what they are: 3 of uint8 as 3.0.
+    """
+
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -195,8 +211,42 @@ class Activation:
             )
 
 
+@dataclass(frozen=True)
+class Quantize:
+    """Round to the nearest whole number, ties to even, add the zero point, and bound: always the last step.
+
+    It has no scale: a :class:`Scale` ahead of it divides by that of the output, mostly as a part of another factor.
+
+    Attributes:
+        zero_point: What 0 becomes.
+        low: Least result.
+        high: Largest result.
+    """
+
+    zero_point: int = 0
+    low: int = 0
+    high: int = 255
+
+    def expression(self, x: Expr, let: Bindings) -> Expr:
+        """The integers of a vector of float32."""
+        bounded = minimum(float(self.high - self.zero_point), let(maximum(float(self.low - self.zero_point), x)))
+        # The sum with 1.5 * 2^23 has the rounded number in its last bits, and no other in the last eight. An even
+        # number more does not change how ties are rounded.
+        odd = self.zero_point % 2
+        shifted = let(let(bounded) + splat(12582912.0 + self.zero_point - odd, x))
+        bits = tirx.reinterpret(f"int32x{lanes(x)}" if lanes(x) > 1 else "int32", shifted)
+        if odd:
+            bits = bits + (T.broadcast(T.int32(1), lanes(x)) if lanes(x) > 1 else T.int32(1))
+        return tirx.Cast(f"uint8x{lanes(x)}" if lanes(x) > 1 else "uint8", bits)
+
+    def reference(self, x: Array) -> Array:
+        """The same of an array of float64."""
+        codes: Array = np.clip(np.rint(x) + self.zero_point, self.low, self.high).astype(np.uint8)
+        return codes
+
+
 OperandStep = PerChannel | PerElement
-Step = OperandStep | Activation
+Step = OperandStep | Activation | Quantize
 
 
 def _combined(step: OperandStep, value: Expr, operand: Expr, let: Bindings) -> Expr:
@@ -221,7 +271,23 @@ class Epilogue:
     @property
     def operands(self) -> tuple[OperandStep, ...]:
         """The steps that bring a tensor, in the order of the kernel's parameters."""
-        return tuple(step for step in self.steps if not isinstance(step, Activation))
+        return tuple(step for step in self.steps if isinstance(step, (PerChannel, PerElement)))
+
+    @property
+    def dtype(self) -> str:
+        """Of the result."""
+        return "float32" if self.quantize is None else "uint8"
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The last step, if it makes codes."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, Quantize) else None
+
+    @property
+    def unrounded(self) -> Epilogue:
+        """The steps ahead of :attr:`quantize`."""
+        return self if self.quantize is None else Epilogue(self.steps[:-1])
 
     @property
     def transcendental(self) -> bool:
@@ -240,8 +306,10 @@ class Epilogue:
         for step in self.steps:
             if isinstance(step, Activation):
                 value = FUNCTIONS[step.kind].expression(value, *step.parameters, let=let)
+            elif isinstance(step, Quantize):
+                value = step.expression(let(value), let)
             else:
-                value = _combined(step, value, load(position), let)
+                value = _combined(step, value, as_float32(load(position)), let)
                 position += 1
         return let.around(value)
 
@@ -256,6 +324,8 @@ class Epilogue:
         for step in self.steps:
             if isinstance(step, Activation):
                 value = FUNCTIONS[step.kind].reference(value, *step.parameters)
+            elif isinstance(step, Quantize):
+                value = step.reference(value)
             else:
                 value = _combined_arrays(step, value, remaining.pop(0))
         return value

@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from math import prod
 
 from shave.backends.tvm.adapter import Expr, T
+from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import Dimension, Run, ceil_div, even_runs, quotient
+
+QUAD = 4
+"""Channels of 8 bits that fill 32."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class ConvShape:
         groups: Number of groups.
         transposed: Whether this is the adjoint (``conv_transpose``).
         output_padding: Extra outputs at the end of each axis, transposed only; none by default.
-        plain_input: The input is plain [N, C, *spatial], as the first layer of a network finds it; else blocked.
+        plain_input: The input is plain [N, C, *spatial], as the first layer of a network finds it; else blocked. Of
+            uint8 it is [N, *spatial] instead, up to four channels of a pixel side by side in one int32.
+        dtype: Of the input; float32 meets float32 weights, uint8 meets int8 weights.
     """
 
     batch: Dimension
@@ -50,6 +56,7 @@ class ConvShape:
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
     plain_input: bool = False
+    dtype: InputDtype = "float32"
 
     def __post_init__(self) -> None:
         rank = len(self.spatial)
@@ -60,9 +67,17 @@ class ConvShape:
         for name in ("kernel", "stride", "padding", "dilation", "output_padding"):
             if len(getattr(self, name)) != rank:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {rank} spatial axes")
+        if self.plain_input and self.dtype == "uint8" and (self.in_channels > QUAD or self.groups > 1):
+            raise ValueError(f"{self.in_channels} channels in {self.groups} groups are no quad of one")
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{name} = {getattr(self, name)} is no multiple of groups = {self.groups}")
+
+    def input_width(self, lanes: int) -> int:
+        """Channels of a block of the input, on as many lanes."""
+        if not self.plain_input:
+            return lanes
+        return 1 if self.dtype == "float32" else QUAD
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
@@ -144,6 +159,48 @@ class Phase:
         """Whether any tap of any output falls outside of the input."""
         corners = itertools.product((0, self.extent - 1), (0, self.taps - 1))
         return self.taps > 0 and not all(self.meets(q, tap) for q, tap in corners)
+
+
+@dataclass(frozen=True)
+class TapClasses:
+    """The outputs along one axis in classes that meet the same taps: one by one at both ends, and all between.
+
+    Attributes:
+        first: Position of the first output of the class between.
+        behind: Position behind its last one.
+        extent: Number of outputs.
+    """
+
+    first: int
+    behind: int
+    extent: int
+
+    @staticmethod
+    def of(axis: Phase) -> TapClasses:
+        """Those of an axis: the longest run of outputs that meet the same taps is the class between."""
+        met = [tuple(axis.meets(q, tap) for tap in range(axis.taps)) for q in range(axis.extent)]
+        longest, start = range(1), 0
+        for _, group in itertools.groupby(met):
+            run = range(start, start + len(list(group)))
+            longest, start = max(longest, run, key=len), run.stop
+        return TapClasses(longest.start, longest.stop, axis.extent)
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return self.first + 1 + self.extent - self.behind
+
+    @property
+    def members(self) -> list[int]:
+        """An output of each class."""
+        return [*range(self.first + 1), *range(self.behind, self.extent)]
+
+    def number(self, q: int | Expr) -> int | Expr:
+        """The class of output ``q``."""
+        if isinstance(q, int):
+            return min(q, self.first) + max(q - self.behind + 1, 0)
+        before = T.min(q, self.first) if self.first else 0
+        return before + T.max(q - (self.behind - 1), 0) if self.behind < self.extent else before
 
 
 def phases(shape: ConvShape) -> list[tuple[Phase, ...]]:

@@ -1,10 +1,13 @@
-"""Float32 matrix product with constant weights: C[M, N] = A[M, K] x B[K, N], B packed ahead in column panels.
+"""Matrix product with constant weights: C[M, N] = A[M, K] x B[K, N], B packed ahead in column panels.
 
 A panel is one vector wide: [K, lanes]. One register tile (:mod:`register_tile`) multiplies ``rows`` rows of A with
 ``vectors`` panels over the whole of K; the panels of a tile stay in cache while the rows of a block of A stream by.
 M may be known only at run time. N need not be a multiple of the vector: the last panel is padded with zeros and stored
 in part. With M = 1 the tile is one row times many panels, and the panels are spread over the threads. A long K is cut
 into blocks, so that a block of A and the panels of a tile stay in the level 2 cache; C holds the sums in between.
+
+A is float32, or uint8 with int8 weights, as in convolutions (:mod:`conv`). A panel then is [K / 4, lanes, 4], K is not
+cut, and what is left of K behind the fours is read byte by byte.
 
 Method: K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008.
 """
@@ -14,12 +17,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
+from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic, InputDtype, arithmetic_of
 from shave.backends.tvm.kernels.base import (
     Array,
     Dimension,
@@ -32,6 +37,7 @@ from shave.backends.tvm.kernels.base import (
     for_tile,
     loop,
     only_if,
+    pad_channels,
     quotient,
     remainder,
     root,
@@ -41,7 +47,7 @@ from shave.backends.tvm.kernels.base import (
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.operands import BlockedOperands, RowOperands
-from shave.backends.tvm.kernels.prefetch import Prefetch, overlapped
+from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
     LoadOperand,
@@ -58,7 +64,7 @@ MAX_ROWS = 28
 MAX_VECTORS = 8
 MAX_DEPTH = 1024
 CHUNK = 16
-"""Steps of the reduction between two prefetches."""
+"""Steps of the reduction between two prefetches; of floats, whose K is cut into multiples of it."""
 TYPICAL_ROWS = 128
 """Rows to optimise for where their number is only known at run time."""
 
@@ -73,12 +79,14 @@ class MatmulShape:
         columns: Columns of B and C.
         positions: Where C is stored as blocked images [rows / positions, blocks, positions, lanes], a row being a
             pixel: how many pixels an image has; ``rows`` is then known. 0 for plain rows.
+        dtype: Of A; float32 meets float32 weights, uint8 meets int8 weights.
     """
 
     rows: Dimension
     inner: int
     columns: int
     positions: int = 0
+    dtype: InputDtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -98,26 +106,28 @@ class MatmulSchedule:
     prefetch: bool = True
 
 
-def tile_cost(rows: int, columns: int, tile_rows: int, tile_vectors: int, target: Target) -> float:
-    """Estimated cycles of the busiest core per unit of K, for register tiles of the given size."""
+def tile_cost(
+    rows: int, columns: int, tile_rows: int, tile_vectors: int, target: Target, arithmetic: Arithmetic = FLOATS
+) -> float:
+    """Estimated cycles of the busiest core per step of K, for register tiles of the given size."""
     row_tiles = even_runs(rows, tile_rows)
     panel_tiles = even_runs(ceil_div(columns, target.lanes), tile_vectors)
     cycles = sum(
-        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size)
+        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size, instructions=arithmetic.instructions)
         for r, p in itertools.product(row_tiles, panel_tiles)
     )
     units = sum(int(r.count) for r in row_tiles) * sum(int(p.count) for p in panel_tiles)
     return cycles * ceil_div(units, target.cores) / units
 
 
-def best_tiles(rows: int, columns: int, target: Target) -> list[tuple[int, int]]:
+def best_tiles(rows: int, columns: int, target: Target, arithmetic: Arithmetic = FLOATS) -> list[tuple[int, int]]:
     """The ten best (rows, vectors) of a register tile by the analytic model, best first."""
     tiles = [
         (r, v)
         for r, v in itertools.product(range(1, min(rows, MAX_ROWS) + 1), range(1, MAX_VECTORS + 1))
-        if fits(r, v, target)
+        if fits(r, v, target, arithmetic)
     ]
-    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, t[0], t[1], target), -t[0]))[:10]
+    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, t[0], t[1], target, arithmetic), -t[0]))[:10]
 
 
 def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
@@ -125,7 +135,7 @@ def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
     rows = shape.rows or TYPICAL_ROWS
     best = [
         MatmulSchedule(tile_rows, vectors, _block(shape, ceil_div(rows, tile_rows), tile_rows, target))
-        for tile_rows, vectors in best_tiles(rows, shape.columns, target)
+        for tile_rows, vectors in best_tiles(rows, shape.columns, target, arithmetic_of(shape.dtype, target))
     ]
     tiles = [1, 4, ceil_div(rows, best[0].rows)]
     other = [replace(s, block=block) for s in best[:4] for block in tiles if block != s.block]
@@ -138,23 +148,32 @@ def _block(shape: MatmulShape, tiles: int, tile_rows: int, target: Target) -> in
     A small B meets few rows at a time, so that their part of C stays in cache too. A larger one comes from memory once:
     it meets all rows whose part of A fits.
     """
-    fitting = target.l2_bytes // 2 // (tile_rows * 4 * depth(shape, target))
+    size = np.dtype(shape.dtype).itemsize
+    fitting = target.l2_bytes // 2 // (tile_rows * size * depth(shape, target))
     if stays(shape, target):
-        fitting = target.l2_bytes // 8 // (tile_rows * 4 * (shape.inner + shape.columns))
+        fitting = target.l2_bytes // 8 // (tile_rows * size * (shape.inner + shape.columns))
     return ceil_div(tiles, ceil_div(tiles, max(1, fitting)))
 
 
 def stays(shape: MatmulShape, target: Target) -> bool:
     """Whether B stays in the level 2 cache from one block of rows to the next."""
-    return 4 * shape.inner * shape.columns <= target.l2_bytes // 2
+    return _weight_bytes(shape, target) <= target.l2_bytes // 2
+
+
+def _weight_bytes(shape: MatmulShape, target: Target) -> int:
+    """Bytes of packed weights."""
+    arithmetic = arithmetic_of(shape.dtype, target)
+    inner = ceil_div(shape.inner, arithmetic.depth) * arithmetic.depth
+    return np.dtype(arithmetic.weights).itemsize * inner * ceil_div(shape.columns, target.lanes) * target.lanes
 
 
 def depth(shape: MatmulShape, target: Target) -> int:
     """Length of a block of K.
 
-    A partial panel is not cut, since sums must be stored between blocks, nor is a single row, which needs no cache.
+    A partial panel is not cut, since sums must be stored between blocks, nor is a single row, which needs no cache, nor
+    are integers, whose sums have no place in C.
     """
-    if shape.columns % target.lanes or shape.rows == 1:
+    if shape.columns % target.lanes or shape.rows == 1 or shape.dtype != "float32":
         return shape.inner
     blocks = ceil_div(shape.inner, MAX_DEPTH)
     return ceil_div(shape.inner, blocks * CHUNK) * CHUNK if blocks > 1 else shape.inner
@@ -168,9 +187,11 @@ def default(shape: MatmulShape, target: Target) -> MatmulSchedule:
 def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> float:
     """Estimated time of a call, weights read from main memory; rows known only at run time count as one tile."""
     rows = shape.rows or schedule.rows
-    cycles = shape.inner * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target)
-    panel = 4 * target.lanes * depth(shape, target)
-    weights = 4 * shape.inner * ceil_div(shape.columns, target.lanes) * target.lanes
+    arithmetic = arithmetic_of(shape.dtype, target)
+    steps = ceil_div(shape.inner, arithmetic.depth)
+    cycles = steps * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target, arithmetic)
+    panel = np.dtype(arithmetic.weights).itemsize * target.lanes * depth(shape, target)
+    weights = _weight_bytes(shape, target)
     memory = weights / target.cores / (target.memory_gbytes * 1e9)
     return overlapped(cycles / (target.gigahertz * 1e9), memory, schedule.vectors * panel, target)
 
@@ -178,16 +199,41 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
 def packing(shape: MatmulShape, target: Target) -> Packing:
     """B [inner, columns] as the kernel reads it: block of K after block, each [panels, depth, lanes].
 
-    The result is flat; it has zeros beyond the last column.
+    The result is flat; it has zeros beyond the last column, and integers have them beyond the last row up to a whole
+    step.
     """
     panels = ceil_div(shape.columns, target.lanes)
-    steps = Packing().pad(shape.inner, panels * target.lanes).reshape(shape.inner, panels, target.lanes)
-    return steps.blocks(depth(shape, target))
+    inner = _packed_inner(shape, target)
+    steps = Packing().pad(inner, panels * target.lanes).reshape(inner, panels, target.lanes)
+    return steps.blocks(depth(shape, target) if shape.dtype == "float32" else inner)
+
+
+def _packed_inner(shape: MatmulShape, target: Target) -> int:
+    """Rows of packed weights: whole steps."""
+    together = arithmetic_of(shape.dtype, target).depth
+    return ceil_div(shape.inner, together) * together
 
 
 def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
-    """Pack weights, B [inner, columns], float32; see :func:`packing`."""
-    return packing(shape, target).apply(weight.astype(np.float32, copy=False))
+    """Pack weights, B [inner, columns], float32 or int8; see :func:`packing`. Integers of a step lie side by side."""
+    arithmetic = arithmetic_of(shape.dtype, target)
+    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
+    if arithmetic.depth == 1:
+        return plain
+    return np.ascontiguousarray(
+        arithmetic.packed(plain.reshape(-1, _packed_inner(shape, target), target.lanes))
+    ).ravel()
+
+
+def corrections(weight: Array, zero_point: int, target: Target) -> Array:
+    """What sums of integers start from, so that an A of ``zero_point`` counts as 0: [panels, lanes], int32.
+
+    Args:
+        weight: B [inner, columns], int8.
+        zero_point: The element of A that stands for 0.
+        target: Gives the number of lanes.
+    """
+    return pad_channels(-zero_point * weight.astype(np.int64).sum(axis=0), target.lanes, "int32")
 
 
 def reference(a: Array, weight: Array, epilogue: Epilogue, operands: Sequence[Array]) -> Array:
@@ -205,7 +251,10 @@ def panel_runs(columns: int, vectors: int, lanes: int) -> list[Run]:
 
 
 def build(shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
-    """The kernel (a, packed b, *operands, c); operands as :mod:`operands` has them."""
+    """The kernel (a, packed b, *operands, c); operands as :mod:`operands` has them.
+
+    Integers take :func:`corrections` ahead of the operands.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("matmul")
         T.func_attr({"tirx.noalias": True})
@@ -223,21 +272,29 @@ class _Emitter:
         self.lanes = target.lanes
         self.panels = ceil_div(shape.columns, self.lanes)
         self.depth = depth(shape, target)
+        self.arithmetic = arithmetic_of(shape.dtype, target)
+        self.chunk = CHUNK * self.arithmetic.depth
         self.stays = stays(shape, target)
         self.rows = extent(shape.rows)
         result: tuple[int | Expr, ...] = (self.rows, shape.columns)
         if shape.positions:
             assert shape.rows is not None
             result = (shape.rows // shape.positions, self.panels, shape.positions, self.lanes)
-        self.a = tensor("a", (self.rows, shape.inner))
-        self.b = tensor("b", (self.panels * shape.inner * self.lanes,))
+        self.a = tensor("a", (self.rows, shape.inner), shape.dtype)
+        packed = ceil_div(shape.inner, self.arithmetic.depth) * self.arithmetic.depth
+        self.b = tensor("b", (self.panels * packed * self.lanes,), self.arithmetic.weights)
+        self.corrections: Any = None
+        if self.arithmetic.sums == "int32":
+            self.corrections = tensor("corrections", (self.panels, self.lanes), "int32")
         self.operands = BlockedOperands(epilogue, result) if shape.positions else RowOperands(epilogue, result)
-        self.c = tensor("c", result)
+        self.c = tensor("c", result, epilogue.dtype)
 
     def emit(self) -> None:
         with root():
             self.a, self.b, self.c = Flat(self.a), Flat(self.b), Flat(self.c)
             self.operands.flatten()
+            if self.corrections is not None:
+                self.corrections = Flat(self.corrections)
             with loop(ceil_div(self.shape.inner, self.depth)) as block:
                 self._block(block)
 
@@ -281,10 +338,11 @@ class _Emitter:
     ) -> None:
         """One register tile, number ``visit`` of ``visits`` with its panels; ``partial`` if the last is not full."""
         lanes, inner, columns = self.lanes, self.shape.inner, self.shape.columns
-        tile = RegisterTile(rows, vectors, lanes)
+        tile = RegisterTile(rows, vectors, lanes, self.arithmetic)
         first_k = block * self.depth
         steps = self.depth if inner % self.depth == 0 else T.min(self.depth, inner - first_k)
-        left, panel = bind(first_row * inner + first_k, first_k * (self.panels * lanes) + first_panel * (steps * lanes))
+        pitch = steps if self.arithmetic.depth == 1 else ceil_div(inner, self.arithmetic.depth) * self.arithmetic.depth
+        left, panel = bind(first_row * inner + first_k, first_k * (self.panels * lanes) + first_panel * (pitch * lanes))
         place = self._pixels(first_row, first_panel) if self.shape.positions else self._row(first_row, first_panel)
         at, load = place
 
@@ -293,6 +351,9 @@ class _Emitter:
 
         level = 1 if self.depth >= LONG_REDUCTION else 2
         tile.prefetch(lambda row, v: self.c.prefetch(at(row, Part(v, 0, lanes)), level))
+        if self.corrections is not None:
+            (start,) = bind(first_panel * lanes)
+            tile.load(lambda row, part: self.corrections.load(start + part.vector * lanes, lanes))
         whole = inner == self.depth
         if not whole:
             with T.If(block > 0), T.Then():
@@ -301,26 +362,31 @@ class _Emitter:
         ahead = None
         if self.schedule.prefetch:
             elements = vectors * self.depth * lanes
-            ahead = Prefetch.of(elements, ceil_div(self.depth, CHUNK), visits)
-        asked = -1 if ahead is None else ahead.first(panel + vectors * lanes * steps, visit)
+            line = LINE_BYTES // np.dtype(self.arithmetic.weights).itemsize
+            ahead = Prefetch.of(elements, ceil_div(self.depth, self.chunk), visits, line=line)
+        asked = -1 if ahead is None else ahead.first(panel + vectors * lanes * pitch, visit)
+        together = self.arithmetic.depth
+
+        def multiply(k: int | Expr, a: Callable[[int | Expr], Expr]) -> None:
+            tile.multiply_add(
+                range(rows), a, lambda v: self.b.load(panel + ((v * pitch + k) * lanes), lanes * together)
+            )
 
         def reduce(start: int | Expr, count: int | Expr) -> None:
             with T.serial(0, count) as step:
-                k = start + step
-                tile.multiply_add(
-                    range(rows),
-                    lambda row: self.a.load(left + (row * inner + k)),
-                    lambda v: self.b.load(panel + ((v * steps + k) * lanes), lanes),
-                )
+                k = start + step * together
+                multiply(k, lambda row: self.a.load(left + (row * inner + k), together))
 
-        chunks = quotient(steps, CHUNK)
+        chunks = quotient(steps, self.chunk)
         with loop(chunks) as chunk:
             if ahead is not None:
                 ahead.ask(self.b, asked, chunk)
-            reduce(chunk * CHUNK, CHUNK)
-        tail = remainder(steps, CHUNK)
-        if not isinstance(tail, int) or tail:
-            reduce(chunks * CHUNK, tail)
+            reduce(chunk * self.chunk, self.chunk // together)
+        tail = remainder(steps, self.chunk)
+        if not isinstance(tail, int) or tail >= together:
+            reduce(chunks * self.chunk, quotient(tail, together))
+        if rest := inner % together:
+            multiply(inner - rest, lambda row: self.a.load_first(left + (row * inner + (inner - rest)), rest, together))
 
         before_last = self.panels - vectors
         stored = columns - before_last * lanes if partial and not self.shape.positions else None

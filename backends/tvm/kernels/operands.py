@@ -23,10 +23,10 @@ class BlockedOperands:
         self._tensors: list[Any] = []
         for step in self._steps:
             if isinstance(step, PerElement):
-                shape: Sequence[int | Expr] = result
+                self._tensors.append(tensor("operand", result, step.dtype))
             else:
                 shape = (batch, self._blocks, self._lanes) if step.per_image else (self._blocks, self._lanes)
-            self._tensors.append(tensor("operand", shape))
+                self._tensors.append(tensor("operand", shape))
 
     def flatten(self) -> None:
         """See them as rows of elements; inside the root block, ahead of :meth:`load`."""
@@ -60,7 +60,8 @@ class RowOperands:
         self._steps = epilogue.operands
         assert not any(getattr(step, "per_image", False) for step in self._steps), "rows belong to no image"
         self._tensors: list[Any] = [
-            tensor("operand", result if isinstance(step, PerElement) else result[-1:]) for step in self._steps
+            tensor("operand", result, step.dtype) if isinstance(step, PerElement) else tensor("operand", result[-1:])
+            for step in self._steps
         ]
 
     def flatten(self) -> None:

@@ -1,4 +1,4 @@
-"""Float32 max and average pooling of blocked tensors: any rank, window, stride, padding and dilation; also adaptive.
+"""Max and average pooling of blocked tensors, to float32: any rank, window, stride, padding, dilation; also adaptive.
 
 One tile holds ``pixels`` neighbours along the last axis of one channel block, as in depthwise convolutions: taps along
 the last axis are unrolled, so that a loaded vector serves all the windows that it lies in. Where one window covers the
@@ -19,6 +19,7 @@ import numpy as np
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
+from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import (
     Array,
     Dimension,
@@ -37,7 +38,7 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.geometry import Phase, PixelRun, met_taps, pixel_runs
 from shave.backends.tvm.kernels.register_tile import FMA_LATENCY, Part, RegisterTile, most_rows
-from shave.backends.tvm.kernels.vector_math import larger, local_array
+from shave.backends.tvm.kernels.vector_math import as_float32, larger, local_array
 
 UNROLLED_TAPS = 7
 PARTIAL_RESULTS = 8
@@ -64,6 +65,7 @@ class PoolShape:
         adaptive: Window o covers the inputs from floor(o * in / out) up to ceil((o + 1) * in / out).
         count_padding: A mean divides by all of a window inside of the padded input, not of the input.
         divisor: What a mean divides by instead.
+        dtype: Of the input; codes of 8 bits count as the numbers that they are.
     """
 
     kind: Literal["max", "mean"]
@@ -78,6 +80,7 @@ class PoolShape:
     adaptive: bool = False
     count_padding: bool = True
     divisor: int | None = None
+    dtype: InputDtype = "float32"
 
     def __post_init__(self) -> None:
         rank = len(self.spatial)
@@ -159,7 +162,8 @@ def seconds(shape: PoolShape, schedule: PoolSchedule, target: Target) -> float:
     blocks = (shape.batch or 1) * ceil_div(shape.channels, target.lanes)
     rows = blocks if shape.whole else blocks * prod(shape.out_spatial[:-1])
     arithmetic = ceil_div(rows, target.cores) * _cycles(shape, schedule.pixels) / (target.gigahertz * 1e9)
-    maps = blocks * target.vector_bytes * (prod(shape.spatial) + prod(shape.out_spatial)) / target.cores
+    pixel = target.lanes * np.dtype(shape.dtype).itemsize
+    maps = blocks * pixel * (prod(shape.spatial) + prod(shape.out_spatial)) / target.cores
     return max(arithmetic, maps / (2 * target.memory_gbytes * 1e9) if maps > target.l2_bytes else 0.0)
 
 
@@ -214,7 +218,7 @@ class _Emitter:
         self.shape, self.schedule, self.lanes = shape, schedule, target.lanes
         batch, blocks = extent(shape.batch), ceil_div(shape.channels, target.lanes)
         self.images = batch * blocks
-        self.x: Any = tensor("x", (batch, blocks, *shape.spatial, self.lanes))
+        self.x: Any = tensor("x", (batch, blocks, *shape.spatial, self.lanes), shape.dtype)
         self.y: Any = tensor("y", (batch, blocks, *shape.out_spatial, self.lanes))
 
     def emit(self) -> None:
@@ -235,6 +239,10 @@ class _Emitter:
         """What a window starts from, in every lane."""
         return T.broadcast(T.float32(0 if self.shape.kind == "mean" else -inf), self.lanes)
 
+    def _load(self, at: int | Expr) -> Expr:
+        """The channels of a block at one position."""
+        return as_float32(self.x.load(at, self.lanes))
+
     def _combine(self, a: Expr, b: Expr) -> Expr:
         """One step of the pooling."""
         return a + b if self.shape.kind == "mean" else larger(a, b)
@@ -249,7 +257,7 @@ class _Emitter:
         (start,) = bind(image * (size * lanes))
 
         def add(which: int, at: int | Expr) -> None:
-            value = self._combine(partial[which][whole], self.x.load(start + at * lanes, lanes))
+            value = self._combine(partial[which][whole], self._load(start + at * lanes))
             T.buffer_store(partial[which], value, [whole])
 
         steps = size // len(partial)
@@ -299,7 +307,7 @@ class _Emitter:
         def step(at: int | Expr) -> None:
             tile.combine(
                 range(row, row + 1),
-                lambda _, value: self._combine(value, self.x.load(source + at * self.lanes, self.lanes)),
+                lambda _, value: self._combine(value, self._load(source + at * self.lanes)),
             )
 
         if len(window) > UNROLLED_TAPS:
@@ -352,7 +360,7 @@ class _Emitter:
             def tap_of(rows: range, tap: int | Expr) -> None:
                 def step(row: int | Expr, value: Expr) -> Expr:
                     at = source + (tap * inner.tap_input + row * inner.stride) * lanes
-                    return self._combine(value, self.x.load(at, lanes))
+                    return self._combine(value, self._load(at))
 
                 tile.combine(rows, step)
 

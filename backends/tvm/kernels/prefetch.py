@@ -17,7 +17,7 @@ from shave.backends.tvm.adapter import Expr, T, tirx
 from shave.backends.tvm.kernels.base import Flat, bind, ceil_div, only_if
 
 LINE_BYTES = 64
-LINE = LINE_BYTES // 4
+FLOATS = LINE_BYTES // 4
 """Float32 elements of a cache line."""
 LEAST_EXPOSED = 0.125
 """Share of the shorter of arithmetic and reading that does not hide behind the longer, for the smallest panels."""
@@ -42,30 +42,34 @@ class Prefetch:
         lines: Lines that it asks for at each.
         tiles: Tiles that ask: the first of those that the panel computes.
         pieces: Offsets of the pieces of the panel, elements. Each step asks for ``lines`` of every piece.
+        line: Elements of a cache line.
     """
 
     chunks: int
     lines: int
     tiles: int
     pieces: tuple[int, ...] = (0,)
+    line: int = FLOATS
 
     @staticmethod
-    def of(elements: int, chunks: int, tiles: int, pieces: tuple[int, ...] = (0,)) -> Prefetch | None:
-        """Share a panel, ``pieces`` of float32 ``elements`` each, among ``tiles`` of ``chunks`` steps.
+    def of(
+        elements: int, chunks: int, tiles: int, pieces: tuple[int, ...] = (0,), line: int = FLOATS
+    ) -> Prefetch | None:
+        """Share a panel, ``pieces`` of ``elements`` each, among ``tiles`` of ``chunks`` steps.
 
         None if there is but one tile: then computing takes less time than reading, which the hardware foresees.
         """
         if tiles < 2:
             return None
-        total = ceil_div(elements, LINE)
+        total = ceil_div(elements, line)
         lines = ceil_div(total, tiles * chunks)
-        return Prefetch(chunks, lines, ceil_div(total, chunks * lines), pieces)
+        return Prefetch(chunks, lines, ceil_div(total, chunks * lines), pieces, line)
 
     def first(self, panel: int | Expr, tile: int | Expr) -> int | Expr:
         """Element from which tile number ``tile`` asks for lines of the panel at ``panel``; negative if it does not."""
         if isinstance(tile, int) and not 0 <= tile < self.tiles:
             return -1
-        start: Any = panel + tile * (self.chunks * self.lines * LINE)
+        start: Any = panel + tile * (self.chunks * self.lines * self.line)
         if isinstance(tile, Expr):
             start = T.Select(T.And(tile >= 0, tile < self.tiles), start, tirx.const(-1, str(start.ty.dtype)))
         (bound,) = bind(start)
@@ -76,6 +80,6 @@ class Prefetch:
         if isinstance(first, int) and first < 0:
             return
         with only_if(first >= 0):
-            (start,) = bind(first + chunk * (self.lines * LINE))
-            for piece, line in itertools.product(self.pieces, range(self.lines)):
-                weight.prefetch(start + (piece + line * LINE), 2)
+            (start,) = bind(first + chunk * (self.lines * self.line))
+            for piece, number in itertools.product(self.pieces, range(self.lines)):
+                weight.prefetch(start + (piece + number * self.line), 2)

@@ -1,8 +1,9 @@
 """The micro-kernel of convolutions and matrix products: a tile of accumulators kept in vector registers.
 
 A tile has ``rows`` (pixels, or rows of A) times ``vectors`` (of output channels, or columns of B). One step of the
-reduction loads ``vectors`` weight vectors, broadcasts one scalar per row and does rows * vectors multiply-adds. The
-tile is a local array that is only indexed with constants, which LLVM turns into registers.
+reduction loads ``vectors`` weight vectors, broadcasts one scalar per row (four small integers, see :mod:`arithmetic`)
+and does rows * vectors multiply-adds. The tile is a local array that is only indexed with constants, which LLVM turns
+into registers.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from shave.backends.target import Target
-from shave.backends.tvm.adapter import Expr, T
+from shave.backends.tvm.adapter import Expr, T, tirx
+from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic
 from shave.backends.tvm.kernels.base import loop, span, unrolled
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, local_array
+from shave.backends.tvm.kernels.narrowing import TOGETHER, codes_of
+from shave.backends.tvm.kernels.vector_math import STACK_ARRAY_BYTES, as_float32, local_array
 
 FMA_PER_CYCLE = 2
 FMA_LATENCY = 4
@@ -24,6 +27,8 @@ CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
 CYCLES_PER_OPERAND = 0.01
 CYCLES_PER_TILE = 30
+PACKED_CYCLES, NARROWED_CYCLES = 3, 5
+"""Of a vector of sums to float32, scaled, bounded and rounded, to 8 bits: with three others, or by itself."""
 LONG_REDUCTION = 256
 """Steps that take longer than a line takes from far caches to level 1."""
 
@@ -44,9 +49,10 @@ StoreResult = Callable[["int | Expr", Part, Expr], None]
 """(row, part, value): write that part of the result."""
 
 
-def fits(rows: int, vectors: int, target: Target) -> bool:
-    """Whether the accumulators, one step's weights and one broadcast fit the vector registers."""
-    return rows <= most_rows(target) and rows * vectors + vectors + 1 <= target.vector_registers
+def fits(rows: int, vectors: int, target: Target, arithmetic: Arithmetic = FLOATS) -> bool:
+    """Whether the accumulators, one step's weights and broadcasts fit the vector registers."""
+    each, besides = arithmetic.registers
+    return rows <= most_rows(target) and rows * vectors + each * vectors + besides <= target.vector_registers
 
 
 def most_rows(target: Target) -> int:
@@ -54,19 +60,21 @@ def most_rows(target: Target) -> int:
     return (STACK_ARRAY_BYTES - 1) // target.vector_bytes
 
 
-def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0) -> float:
-    """Estimated cycles of one step of the reduction.
+def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, instructions: int = 1) -> float:
+    """Estimated cycles of one step of the reduction, of some arithmetic instructions for each accumulator.
 
     The slowest of FMA units, load units and the chain through an accumulator, and a stall for each load that is not
     served by the level 1 cache at full speed (fitted to measurements on an AVX-512 core).
     """
-    busy = max(rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
+    busy = max(instructions * rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
     return CYCLES_PER_STEP + busy + (rows + vectors) * CYCLES_PER_OPERAND + slow_loads * CYCLES_PER_SLOW_LOAD
 
 
-def cycles_per_tile(rows: int, vectors: int) -> float:
+def cycles_per_tile(rows: int, vectors: int, arithmetic: Arithmetic = FLOATS) -> float:
     """Estimated cycles of a tile besides its reduction: loops, clearing and storing the accumulators."""
-    return CYCLES_PER_TILE + rows * vectors
+    together = rows // TOGETHER * TOGETHER
+    each = rows if arithmetic.depth == 1 else PACKED_CYCLES * together + NARROWED_CYCLES * (rows - together)
+    return CYCLES_PER_TILE + each * vectors
 
 
 def power_of_two_parts(width: int) -> list[tuple[int, int]]:
@@ -86,16 +94,18 @@ class RegisterTile:
     Rows and vectors are unrolled by TVM, near the end of its passes: the loops keep the function small until then.
     """
 
-    def __init__(self, rows: int, vectors: int, lanes: int) -> None:
+    def __init__(self, rows: int, vectors: int, lanes: int, arithmetic: Arithmetic = FLOATS) -> None:
         """Allocate and clear the accumulators."""
         self.rows = rows
         self.vectors = vectors
         self.lanes = lanes
+        self._arithmetic = arithmetic
         # One array for each vector of the tile: a single one would be too large for the stack.
-        self._accumulators = [local_array(rows * lanes, "float32") for _ in range(vectors)]
+        self._accumulators = [local_array(rows * lanes, arithmetic.sums) for _ in range(vectors)]
+        zero = T.broadcast(tirx.const(0, arithmetic.sums), lanes)
         with unrolled(0, rows) as row:
             for accumulators in self._accumulators:
-                T.buffer_store(accumulators, T.broadcast(T.float32(0), lanes), [span(row * lanes, lanes)])
+                T.buffer_store(accumulators, zero, [span(row * lanes, lanes)])
 
     def prefetch(self, ask: Callable[[int | Expr, int], None]) -> None:
         """Ask for each line of the result, by row and vector, so that storing it waits for no other cache or memory."""
@@ -108,15 +118,16 @@ class RegisterTile:
         with unrolled(0, self.rows) as row:
             for v, accumulators in enumerate(self._accumulators):
                 index = span(row * self.lanes, self.lanes)
-                T.buffer_store(accumulators, value(row, Part(v, 0, self.lanes)), [index])
+                start = value(row, Part(v, 0, self.lanes))
+                T.buffer_store(accumulators, as_float32(start) if self._arithmetic is FLOATS else start, [index])
 
-    def multiply_add(self, rows: range, scalar: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
-        """Add scalar(row) * weight(vector) to the accumulators of some consecutive rows."""
+    def multiply_add(self, rows: range, x: Callable[[int | Expr], Expr], weight: Callable[[int], Expr]) -> None:
+        """Add the products of x(row) and weight(vector) to the accumulators of some consecutive rows."""
         with unrolled(rows.start, rows.stop) as row:
             for v, accumulators in enumerate(self._accumulators):
                 index = span(row * self.lanes, self.lanes)
-                product = T.broadcast(scalar(row), self.lanes) * weight(v)
-                T.buffer_store(accumulators, accumulators[index] + product, [index])
+                total = self._arithmetic.multiply_add(accumulators[index], x(row), weight(v))
+                T.buffer_store(accumulators, total, [index])
 
     def multiply_add_vectors(self, rows: range, value: Callable[[int | Expr], Expr], weight: Expr) -> None:
         """Add value(row) * weight, both vectors, to the accumulators of some consecutive rows of one vector each."""
@@ -129,8 +140,18 @@ class RegisterTile:
             index = span(row * self.lanes, self.lanes)
             T.buffer_store(accumulators, change(row, accumulators[index]), [index])
 
+    def change(self, row: int, vector: int, change: Callable[[Expr], Expr]) -> None:
+        """Set one accumulator to ``change(accumulator)``."""
+        accumulators, index = self._accumulators[vector], span(row * self.lanes, self.lanes)
+        T.buffer_store(accumulators, change(accumulators[index]), [index])
+
     def finish(
-        self, epilogue: Epilogue, load: LoadOperand, store: StoreResult, columns: int | Expr | None = None
+        self,
+        epilogue: Epilogue,
+        load: LoadOperand,
+        store: StoreResult,
+        columns: int | Expr | None = None,
+        packing: bool = False,
     ) -> None:
         """Apply the epilogue and store.
 
@@ -139,6 +160,8 @@ class RegisterTile:
             load: Gives parts of the operands of the epilogue.
             store: Writes parts of the result.
             columns: Lanes of the tile that exist in the result, counted over its vectors; all by default.
+            packing: The target packs codes, and rows follow each other in memory: ``store`` may get four of them as
+                one part.
         """
         columns = self.vectors * self.lanes if columns is None else columns
         if isinstance(columns, int):
@@ -148,12 +171,17 @@ class RegisterTile:
                 for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
             ]
             if not epilogue.transcendental and len(parts) == self.vectors:
-                with unrolled(0, self.rows) as row:
+                packed = self.rows // TOGETHER * TOGETHER if packing and epilogue.quantize is not None else 0
+                for first in range(0, packed, TOGETHER):
                     for part in parts:
-                        self._finish_part(self._accumulators, row, part, epilogue, load, store)
+                        self._finish_together(first, part, epilogue, load, store)
+                if packed < self.rows:
+                    with unrolled(packed, self.rows) as row:
+                        for part in parts:
+                            self._finish_part(self._accumulators, row, part, epilogue, load, store)
                 return
         # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
-        staged = [local_array(self.rows * self.lanes, "float32") for _ in range(self.vectors)]
+        staged = [local_array(self.rows * self.lanes, self._arithmetic.sums) for _ in range(self.vectors)]
         with unrolled(0, self.rows) as row:
             for source, target in zip(self._accumulators, staged, strict=True):
                 index = span(row * self.lanes, self.lanes)
@@ -177,5 +205,20 @@ class RegisterTile:
         load: LoadOperand,
         store: StoreResult,
     ) -> None:
-        value = source[part.vector][span(row * self.lanes + part.first, part.width)]
+        value = as_float32(source[part.vector][span(row * self.lanes + part.first, part.width)])
         store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))
+
+    def _finish_together(
+        self, first: int, part: Part, epilogue: Epilogue, load: LoadOperand, store: StoreResult
+    ) -> None:
+        """The same for four rows of codes from ``first`` on."""
+        values = []
+        for row in range(first, first + TOGETHER):
+
+            def operand(number: int, row: int = row) -> Expr:
+                return load(number, row, part)
+
+            value = as_float32(self._accumulators[part.vector][span(row * self.lanes, self.lanes)])
+            values.append(epilogue.unrounded.apply(value, operand))
+        assert epilogue.quantize is not None
+        store(first, Part(part.vector, 0, TOGETHER * self.lanes), codes_of(values, epilogue.quantize))

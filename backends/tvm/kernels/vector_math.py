@@ -111,6 +111,11 @@ def splat(value: float, like: Expr) -> Expr:
     return T.broadcast(T.float32(value), lanes(like)) if lanes(like) > 1 else T.float32(value)
 
 
+def as_float32(x: Expr) -> Expr:
+    """``x`` lane by lane in float32."""
+    return x if str(x.ty.dtype).startswith("float32") else tirx.Cast(_dtype("float32", x), x)
+
+
 def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's rule, highest power first; the code generator contracts each step to one FMA."""
     result = splat(coefficients[0], x)

@@ -72,7 +72,7 @@ class Phases:
         self.x: Any = tensor("x", (self.batch, self.in_blocks, *shape.spatial, self.lanes))
         self.weight: Any = tensor("weight", (self.out_blocks, shape.in_channels, TAPS * TAPS, self.lanes))
         self.operands = BlockedOperands(epilogue, outputs)
-        self.y: Any = tensor("y", (self.batch, self.out_blocks, *shape.stored_spatial, self.lanes))
+        self.y: Any = tensor("y", (self.batch, self.out_blocks, *shape.stored_spatial, self.lanes), epilogue.dtype)
 
     def emit(self) -> None:
         """Emit the body."""

@@ -12,7 +12,7 @@ from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 from shave.backends.tvm.oracle import cost_oracle
-from shave.passes.problems import Conv2d, Matmul, Transpose, WinogradConv2d
+from shave.passes.problems import Conv2d, Conversion, Matmul, Transpose, WinogradConv2d
 
 TARGET = resolve("x86-64-v4")
 
@@ -45,8 +45,14 @@ def seconds(family, shape, target=TARGET):
             ConvShape(1, 48, 48, (17, 19), (3, 1), (1, 1), ((1, 1), (0, 0)), groups=48),
         ),
         (Matmul(50, 300, 100), matmul, MatmulShape(50, 300, 100)),
+        (Matmul(50, 300, 100, "int8"), matmul, MatmulShape(50, 300, 100, dtype="uint8")),
+        (
+            Conv2d(1, 3, 48, 24, 24, (3, 3), precision="int8"),
+            conv,
+            ConvShape(1, 3, 48, (24, 24), (3, 3), plain_input=True, dtype="uint8"),
+        ),
     ],
-    ids=["strided", "first", "winograd", "depthwise", "product"],
+    ids=["strided", "first", "winograd", "depthwise", "product", "product of integers", "first, integers"],
 )
 def test_it_asks_the_family_about_its_default(problem, family, shape):
     oracle = cost_oracle(TARGET)
@@ -77,3 +83,19 @@ def test_a_transpose_takes_the_time_of_its_bytes():
 
 def test_what_it_does_not_know():
     assert cost_oracle(resolve("sm_90")) is None
+
+
+def test_integers_are_faster_where_the_target_has_their_dot_product():
+    sizes = (1, 256, 256, 14, 14, (3, 3))
+    floats, integers = (Conv2d(*sizes, padding=(1, 1), precision=p) for p in ("float32", "int8"))
+    with_dot = cost_oracle(resolve("x86-64-v4-vnni"), 1)
+    assert with_dot(floats) / with_dot(integers) > 3
+    without = cost_oracle(TARGET, 1)
+    assert without(floats) / without(integers) < 1.5
+    assert with_dot(Conversion(2_000_000)) == 2 * with_dot(Conversion(1_000_000))
+
+
+def test_integers_have_no_time_where_no_kernel_multiplies_them():
+    oracle = cost_oracle(resolve("neoverse-n1"), 1)
+    assert oracle(Matmul(8, 64, 64, "int8")) is None
+    assert oracle(Matmul(8, 64, 64)) is not None

@@ -15,17 +15,18 @@ from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tvm, tvm_target
 from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul
 from shave.backends.tvm.kernels.base import block_channels, pad_channels, root, span, tensor, unblock_channels
-from shave.backends.tvm.kernels.epilogue import Epilogue, PerElement
+from shave.backends.tvm.kernels.epilogue import Bias, Epilogue, PerElement, Quantize, Scale
+from shave.backends.tvm.kernels.zero_point import corrections
 
 Array = np.ndarray[Any, Any]
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def targets() -> list[Any]:
-    """16 lanes with 32 registers and 8 lanes with 16, as parameters of a test."""
+def targets(names: Sequence[str] = ("x86-64-v4", "x86-64-v3")) -> list[Any]:
+    """By default 16 lanes with 32 registers and 8 lanes with 16, as parameters of a test."""
     parameters = []
-    for name in ("x86-64-v4", "x86-64-v3"):
+    for name in names:
         target = resolve(name)
         missing = target.features - host.features()
         skip = pytest.mark.skipif(bool(missing), reason=f"this machine lacks {', '.join(sorted(missing))}")
@@ -34,6 +35,8 @@ def targets() -> list[Any]:
 
 
 each_target = pytest.mark.parametrize("target", targets())
+each_integer_target = pytest.mark.parametrize("target", targets(("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3")))
+"""With a dot product of four, and without on 16 and 8 lanes."""
 
 
 def compiled(function: PrimFunc, target: Target) -> Callable[..., None]:
@@ -78,13 +81,58 @@ def blocked_with_poison(x: Array, lanes: int) -> Array:
     return np.where(held, block_channels(x, lanes), np.nan).astype(np.float32)
 
 
+def codes(*shape: int) -> Array:
+    """Any codes of 8 bits; the same for the same shape."""
+    return np.random.default_rng(shape).integers(0, 256, shape).astype(np.uint8)
+
+
+def integer_weights(*shape: int) -> Array:
+    """Any weights of 8 bits; the same for the same shape."""
+    return np.random.default_rng(shape).integers(-128, 128, shape).astype(np.int8)
+
+
+def blocked_codes(x: Array, lanes: int) -> Array:
+    """Blocked, with large codes in the lanes that hold no channel."""
+    return np.where(block_channels(np.ones_like(x), lanes) == 1, block_channels(x, lanes), 211).astype(np.uint8)
+
+
+def quads(x: Array) -> Array:
+    """[N, up to 4, *spatial] as int32 [N, *spatial], with large codes in the place of missing channels."""
+    padded = np.pad(x, ((0, 0), (0, 4 - x.shape[1]), *((0, 0),) * (x.ndim - 2)), constant_values=211)
+    return np.ascontiguousarray(np.moveaxis(padded, 1, -1)).view("<i4")[..., 0]
+
+
+def assert_same_codes(found: Array, exact: Array, quantize: Quantize) -> None:
+    """Compare codes with what the unrounded values are rounded to; at a tie either neighbour will do."""
+    expected = quantize.reference(exact)
+    tie = np.abs(exact - np.floor(exact) - 0.5) < 1e-3
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    assert difference.max(initial=0) <= 1
+    assert not difference[~tie].any()
+    assert tie.mean() < 0.02, "a test of ties alone"
+
+
+def assert_same(found: Array, exact: Array, epilogue: Epilogue) -> None:
+    """Compare a result with that of the steps of an epilogue but the last, if that one quantizes."""
+    last = epilogue.steps[-1] if epilogue.steps else None
+    if isinstance(last, Quantize):
+        assert_same_codes(found, exact, last)
+    else:
+        np.testing.assert_allclose(found, exact, **TOLERANCE)
+
+
+def without_quantize(epilogue: Epilogue) -> Epilogue:
+    """The steps that give the unrounded values."""
+    return Epilogue(tuple(step for step in epilogue.steps if not isinstance(step, Quantize)))
+
+
 def blocked_operands(epilogue: Epilogue, result: Sequence[int], lanes: int) -> tuple[list[Array], list[Array]]:
     """Operands that broadcast to a plain result [N, C, *spatial], and the same as blocked kernels read them."""
     plain, packed = [], []
     n, channels, *spatial = result
     for number, step in enumerate(epilogue.operands):
         if isinstance(step, PerElement):
-            plain.append(random(*result, number + 1)[..., 0])
+            plain.append((random if step.dtype == "float32" else codes)(*result, number + 1)[..., 0])
             packed.append(block_channels(plain[-1], lanes))
             continue
         vectors = random(n if step.per_image else 1, channels, number + 1)[..., 0]
@@ -97,9 +145,63 @@ def blocked_operands(epilogue: Epilogue, result: Sequence[int], lanes: int) -> t
 def row_operands(epilogue: Epilogue, result: Sequence[int]) -> list[Array]:
     """Operands of a kernel with a result of rows."""
     return [
-        random(*(result if isinstance(step, PerElement) else result[-1:]), number + 1)[..., 0]
+        (codes if getattr(step, "dtype", "float32") == "uint8" else random)(
+            *(result if isinstance(step, PerElement) else result[-1:]), number + 1
+        )[..., 0]
         for number, step in enumerate(epilogue.operands)
     ]
+
+
+REQUANTIZE = Epilogue((Scale(), Bias(), Quantize(3)))
+
+
+def check_integer_conv(
+    family: ModuleType,
+    shape: conv.ConvShape,
+    target: Target,
+    epilogue: Epilogue = REQUANTIZE,
+    schedule: Any = None,
+    batch: int | None = None,
+    zero_point: int = 131,
+) -> None:
+    """The same as :func:`check_conv` for codes; the first step of the epilogue scales the sums."""
+    schedule = schedule or family.default(shape, target)
+    n = batch or shape.batch or 1
+    x, weight = codes(n, shape.in_channels, *shape.spatial), integer_weights(*shape.weight_shape)
+    plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes)
+    # A sum of n products of random bytes is about 5000 times the root of n.
+    for operands in (plain, packed):
+        operands[0] = (operands[0] / np.sqrt(np.prod(shape.weight_shape[1:])) / 100).astype(np.float32)
+    y = np.full([size or n for size in conv.output_shape(shape, target)], 0, epilogue.dtype)
+    start = corrections(weight, zero_point, shape, target)
+    kernel = compiled(family.build(shape, schedule, target, epilogue), target)
+    source = quads(x) if shape.plain_input else blocked_codes(x, target.lanes)
+    kernel(source, family.pack(weight, shape, target), start, *packed, y)
+    exact = family.reference(x.astype(np.int32) - zero_point, weight, shape, without_quantize(epilogue), plain)
+    assert_same(unblock_channels(y, shape.out_channels), exact, epilogue)
+
+
+def check_integer_matmul(
+    shape: matmul.MatmulShape,
+    target: Target,
+    epilogue: Epilogue = REQUANTIZE,
+    schedule: matmul.MatmulSchedule | None = None,
+    rows: Sequence[int] = (),
+    zero_point: int = 131,
+) -> None:
+    """The same as :func:`check_matmul` for codes; the first step of the epilogue scales the sums."""
+    schedule = schedule or matmul.default(shape, target)
+    kernel = compiled(matmul.build(shape, schedule, target, epilogue), target)
+    weight = integer_weights(shape.inner, shape.columns)
+    start = matmul.corrections(weight, zero_point, target)
+    for m in rows or [shape.rows or 1]:
+        a = codes(m, shape.inner)
+        operands = row_operands(epilogue, (m, shape.columns))
+        operands[0] = (operands[0] / np.sqrt(shape.inner) / 100).astype(np.float32)
+        c = np.zeros((m, shape.columns), epilogue.dtype)
+        kernel(a, matmul.pack(weight, shape, target), start, *operands, c)
+        exact = matmul.reference(a.astype(np.int32) - zero_point, weight, without_quantize(epilogue), operands)
+        assert_same(c, exact, epilogue)
 
 
 def check_conv(

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.kernels.prefetch import LINE, Prefetch, overlapped
+from shave.backends.tvm.kernels.prefetch import FLOATS, Prefetch, overlapped
 
 
 @given(st.integers(1, 10**6), st.integers(1, 500), st.integers(2, 300))
@@ -11,7 +11,7 @@ def test_tiles_ask_for_each_line_of_the_panel_once(elements, chunks, tiles):
     plan = Prefetch.of(elements, chunks, tiles)
     assert plan is not None
     assert plan.tiles <= tiles
-    each = plan.chunks * plan.lines * LINE
+    each = plan.chunks * plan.lines * FLOATS
     assert (plan.tiles - 1) * each < elements <= plan.tiles * each
     assert [plan.first(7, tile) for tile in (-1, plan.tiles)] == [-1, -1]
     assert plan.first(7, 0) == 7

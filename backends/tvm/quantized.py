@@ -1,0 +1,140 @@
+"""What quantize and dequantize nodes stand for: codes of 8 bits with a scale, and weights that kernels multiply.
+
+A tensor of codes is uint8 with one scale and one zero point: ``(code - zero_point) * scale``. Weights are int8 with a
+scale for each output channel and no zero point. :mod:`integers` brings other forms to these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from shave.ir.ops import argument, op_name
+from shave.ir.program import attribute
+
+QUANTIZE = "quantized_decomposed.quantize_per_tensor"
+DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor"
+DEQUANTIZE_CHANNELS = "quantized_decomposed.dequantize_per_channel"
+
+_PRODUCTS = {
+    "aten.conv1d": (0, 0), "aten.conv2d": (0, 0), "aten.conv3d": (0, 0), "aten.convolution": (0, 0),
+    "aten.linear": (0, 0), "aten.matmul": (0, 1), "aten.mm": (0, 1), "aten.addmm": (1, 1),
+}  # fmt: skip
+"""Operators whose kernels multiply codes with integer weights: the position of the codes among their arguments, behind
+which the weights come, and the axis of the weights that is the output's."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor as uint8 codes.
+
+    Attributes:
+        node: The codes.
+        scale: Difference between two codes.
+        zero_point: The code of 0.
+        low: Least code in use.
+        high: Largest code in use.
+    """
+
+    node: fx.Node
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Constant int8 weights.
+
+    Attributes:
+        node: The ``get_attr`` node of the integers.
+        scales: One for each output channel, or one for all.
+    """
+
+    node: fx.Node
+    scales: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The operands of a call that is computed in integers: codes times weights."""
+
+    x: Codes
+    weights: Weights
+
+
+def _codes(node: fx.Node, codes: fx.Node) -> Codes | None:
+    """The parameters of a quantize or dequantize node, of uint8 ``codes``; None where they are not known now."""
+    given = {name: argument(node, name) for name in ("scale", "zero_point", "quant_min", "quant_max")}
+    known = all(isinstance(value, (int, float)) for value in given.values())
+    if not known or codes.meta["val"].dtype != torch.uint8 or argument(node, "dtype") != torch.uint8:
+        return None
+    return Codes(codes, float(given["scale"]), *(int(given[n]) for n in ("zero_point", "quant_min", "quant_max")))
+
+
+def dequantized(node: Any) -> Codes | None:
+    """The codes that a node turns into float32, if it does only that."""
+    if not isinstance(node, fx.Node) or node.op != "call_function" or op_name(node) != DEQUANTIZE:
+        return None
+    if node.meta["val"].dtype != torch.float32:
+        return None
+    return _codes(node, cast(fx.Node, node.args[0]))
+
+
+def quantized(node: fx.Node) -> Codes | None:
+    """What a node turns its argument into, if that is uint8 codes."""
+    return _codes(node, node) if node.op == "call_function" and op_name(node) == QUANTIZE else None
+
+
+def weights_of(node: Any, axis: int) -> Weights | None:
+    """The int8 weights that a node dequantizes with scales along ``axis``, or with one for all."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    name, one = op_name(node), op_name(node) == DEQUANTIZE
+    if not one and name != DEQUANTIZE_CHANNELS:
+        return None
+    codes, scales, zeros = (
+        argument(node, key) for key in ("input", *(("scale", "zero_point") if one else ("scales", "zero_points")))
+    )
+    if codes.op != "get_attr" or codes.meta["val"].dtype != torch.int8 or node.meta["val"].dtype != torch.float32:
+        return None
+    scale, zero = constant(scales), constant(zeros if zeros is not None else 0)
+    along = one or argument(node, "axis") % codes.meta["val"].dim() == axis
+    if scale is None or zero is None or not along or zero.any():
+        return None
+    return Weights(codes, scale.reshape(-1).astype(np.float32))
+
+
+def constant(value: Any) -> npt.NDArray[Any] | None:
+    """A number or a weight as an array; None for what is computed."""
+    if isinstance(value, fx.Node):
+        if value.op != "get_attr":
+            return None
+        return cast(torch.Tensor, attribute(cast(Any, value.graph.owning_module), str(value.target))).detach().numpy()
+    return np.asarray(value)
+
+
+def product_of(node: fx.Node) -> Product | None:
+    """The operands of a call whose kernel multiplies integers; None for any other call."""
+    if op_name(node) not in _PRODUCTS or node.meta["val"].dtype != torch.float32:
+        return None
+    first, axis = _PRODUCTS[op_name(node)]
+    if op_name(node) == "aten.convolution" and argument(node, "transposed"):
+        return None
+    if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return None
+    x, weights = dequantized(node.args[first]), weights_of(node.args[first + 1], axis)
+    if x is None or weights is None or (axis == 1 and weights.node.meta["val"].dim() != 2):
+        return None
+    return Product(x, weights)
+
+
+def is_weight(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether a call multiplies codes with the integers that a node dequantizes."""
+    return product_of(reader) is not None and reader.args[_PRODUCTS[op_name(reader)][0] + 1] is node
