@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 
@@ -217,6 +218,8 @@ def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute a call's FakeTensor (or tuple of them, or symbolic size) from those of its arguments.
 
     Questions about dynamic sizes are answered by the traced example without a guard, so that asking fixes none.
+    Operators run by their Python implementations, as while tracing: that of padding in C++ makes numbers of dynamic
+    sizes.
     """
     owner = node.graph.owning_module
 
@@ -229,7 +232,7 @@ def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     kwargs = fx.map_arg(node.kwargs, value)
     assert callable(node.target)
     guards = mode.shape_env.suppress_guards() if mode.shape_env is not None else nullcontext()
-    with mode, guards, torch.no_grad():
+    with mode, guards, enable_python_dispatcher(), torch.no_grad():
         return node.target(*cast("tuple[Any, ...]", args), **cast("dict[str, Any]", kwargs))
 
 

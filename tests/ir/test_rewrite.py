@@ -127,3 +127,14 @@ def test_copied_weights_are_apart(program):
     with torch.no_grad():
         dict(clone.weights())["stem.weight"].zero_()
     assert dict(program.weights())["stem.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("call", [(aten.pad.default, [0, 0, 0, 0, 1, 1]), (aten.constant_pad_nd.default, [1, 1])])
+def test_a_new_padding_leaves_dynamic_sizes_dynamic(program, call):
+    target, amounts = call
+    relu = node_of(program, "relu")
+    with program.rewrite(by="test") as rewriter:
+        padded = rewriter.call(target, (relu, amounts), before=relu.next, sources=[relu])
+        batch = padded.meta["val"].shape[0]
+    assert not isinstance(batch, int)
+    assert batch == relu.meta["val"].shape[0]
