@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from shave.ir.errors import UnsupportedError
-from shave.ir.ops import argument
+from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.pt2 import to_exported
 from shave.ir.standard import standard
@@ -53,7 +53,7 @@ def to_onnx(program: Program, path: Path) -> None:
 
 def to_model(program: Program) -> onnx.ModelProto:
     """The same as an object in memory."""
-    program = _general_convolutions(standard(program))
+    program = _writable(standard(program))
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,25 +70,52 @@ def to_model(program: Program) -> onnx.ModelProto:
     return cast(onnx.ModelProto, gs.export_onnx(graph))
 
 
-def _general_convolutions(program: Program) -> Program:
-    """Call ``convolution`` for a ``conv3d`` without bias: torch's exporter gives that one a bias of two columns."""
-    if not any(_is_bare_conv3d(node) for node in program.calls):
+def _writable(program: Program) -> Program:
+    """Say in another way what torch's exporter writes wrongly, or not at all.
+
+    It gives a ``conv3d`` without bias one of two columns. It takes a reshape for a view where the example's attention
+    gave suitable strides, and fails when it takes attention apart and the strides are others.
+    """
+    bare = [node for node in program.calls if _is_bare_conv3d(node)]
+    moved = [node for node in program.calls if _is_reshaped_attention(node)]
+    if not bare and not moved:
         return program
+    names = {node.name for node in (*bare, *moved)}
     program = program.clone()
     with program.rewrite(by="to-onnx") as rewriter:
-        for node in filter(_is_bare_conv3d, program.calls):
-            x, weight, *geometry, groups = (
-                argument(node, name) for name in ("input", "weight", "stride", "padding", "dilation", "groups")
-            )
-            arguments = (x, weight, None, *geometry, False, [0, 0, 0], groups)
-            call = rewriter.call(torch.ops.aten.convolution.default, arguments, before=node, sources=[node])
-            rewriter.replace(node, call)
-            rewriter.erase(node)
+        for node in [node for node in program.calls if node.name in names]:
+            if _is_bare_conv3d(node):
+                x, weight, *geometry, groups = (
+                    argument(node, name) for name in ("input", "weight", "stride", "padding", "dilation", "groups")
+                )
+                arguments = (x, weight, None, *geometry, False, [0, 0, 0], groups)
+                call = rewriter.call(torch.ops.aten.convolution.default, arguments, before=node, sources=[node])
+                rewriter.replace(node, call)
+                rewriter.erase(node)
+            else:
+                source = cast(fx.Node, node.args[0])
+                form = {"memory_format": torch.contiguous_format}
+                whole = rewriter.call(torch.ops.aten.clone.default, (source,), form, before=node, sources=[node])
+                node.replace_input_with(source, whole)
     return program
 
 
 def _is_bare_conv3d(node: fx.Node) -> bool:
     return node.target is torch.ops.aten.conv3d.default and argument(node, "bias") is None
+
+
+def _is_reshaped_attention(node: fx.Node) -> bool:
+    """Whether it is a reshape of attention's result with its axes in another order."""
+    if op_name(node) != "aten.reshape":
+        return False
+    source, moved = node.args[0], False
+    while isinstance(source, fx.Node) and op_name(source) in ("aten.reshape", *_MOVES):
+        moved = moved or op_name(source) in _MOVES
+        source = source.args[0]
+    return moved and isinstance(source, fx.Node) and op_name(source) == "aten.scaled_dot_product_attention"
+
+
+_MOVES = ("aten.transpose", "aten.permute", "aten.movedim")
 
 
 def _rename(graph: gs.Graph, program: Program) -> None:

@@ -42,8 +42,9 @@ def sensitivity(
     left. With --quantize, the columns are signal to noise in dB: of the layer by itself, and of the outputs with it
     alone in integers, with all but it, and with all but it and those above it.
 
-    Examples: `shave sensitivity resnet18.onnx --calibrate images.npz --svg sensitivity.svg`;
-    `shave sensitivity resnet18.onnx --calibrate images.npz --quantize quantize`
+    Example: `shave sensitivity resnet18.onnx --calibrate images.npz --svg sensitivity.svg`
+
+    Example: `shave sensitivity resnet18.onnx --calibrate images.npz --quantize quantize`
     """
     program = read_model(model, inputs)
     batches = load_batches(calibrate, program.signature) if calibrate else None

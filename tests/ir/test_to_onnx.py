@@ -105,3 +105,23 @@ def test_a_missing_folder_is_named(tmp_path):
     program = shave.trace(nn.Linear(3, 4), (torch.randn(2, 3),))
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
         program.to_onnx(tmp_path / "nowhere" / "model.onnx")
+
+
+def test_attention_with_a_mask_that_is_computed_is_written(tmp_path):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(16, 48)
+            self.bias = nn.Parameter(torch.randn(1, 4, 5, 5))
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4)
+            mask = torch.where(x[:, None, :, :1] > 0, self.bias, -1.0)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return y.transpose(1, 2).reshape(*x.shape[:2], -1)
+
+    x = torch.randn(2, 5, 16)
+    program = shave.trace(Biased(), (x,))
+    program.to_onnx(tmp_path / "model.onnx")
+    _, (output,) = run(tmp_path / "model.onnx", {"x": x})
+    torch.testing.assert_close(torch.from_numpy(output), program(x), rtol=1e-5, atol=1e-5)
