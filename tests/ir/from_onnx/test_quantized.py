@@ -146,7 +146,7 @@ def test_qlinear_conv(per_channel, bias, attributes):
     steps = np.abs(ours.astype(int) - theirs)
     # Integers and float32 may round apart where a value lies on a tie.
     assert steps.max() <= 1
-    assert (steps != 0).mean() < 0.002
+    assert np.count_nonzero(steps) <= max(1, 0.002 * steps.size)
     names = targets(model)
     assert names[-2:] == ["aten.conv2d.default", "quantized_decomposed.quantize_per_tensor.default"]
     assert len([name for name in names if "dequantize" in name]) == 2 + bias
