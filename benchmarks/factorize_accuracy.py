@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ import torch
 
 import shave
 from benchmarks.latency.history import append, machine, revision
+from benchmarks.pruning.data import imagenet_images
+from benchmarks.pruning.training import training_images
 from benchmarks.real_models import DATA, Array, RealModel, accuracy, normalise_cifar10, real_models
 from shave.ir.errors import PipelineError
 from shave.ir.program import Program
@@ -39,33 +40,10 @@ def calibration(model: str) -> list[Array]:
     if model == "KWT-1":
         inputs = np.load(DATA / "speech_commands" / "calib_550.npz")["kwt_features"].astype(np.float32)
     elif model == "ResNet-20":
-        inputs = _cifar10_train(512)
+        inputs = normalise_cifar10(training_images()[0][:512])
     else:
-        inputs = _imagenet(128, *((1 / 255, 0.0) if model == "Tiny Darknet" else (1 / 127.5, -1.0)))
+        inputs = imagenet_images(*((1 / 255, 0.0) if model == "Tiny Darknet" else (1 / 127.5, -1.0)), 128)
     return [inputs[start : start + 32] for start in range(0, len(inputs), 32)]
-
-
-def _cifar10_train(count: int) -> Array:
-    from PIL import Image
-
-    sheet = np.asarray(Image.open(DATA / "cifar10" / "train_0_10000.webp").convert("RGB"))
-    tiles = sheet.reshape(sheet.shape[0] // 32, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    return normalise_cifar10(tiles[:count])
-
-
-def _imagenet(count: int, scale: float, shift: float) -> Array:
-    """Images spread over the classes, the centre 224 of 256 pixels."""
-    from PIL import Image
-
-    with tarfile.open(DATA / "imagenet_calibration334" / "images_256.tar") as archive:
-        members = [member for member in archive.getmembers() if member.name.endswith(".jpg")]
-        images = []
-        for member in members[:: max(1, len(members) // count)][:count]:
-            stream = archive.extractfile(member)
-            assert stream is not None
-            pixels = np.asarray(Image.open(stream).convert("RGB"), np.float32)[16:240, 16:240]
-            images.append(pixels.transpose(2, 0, 1) * np.float32(scale) + np.float32(shift))
-    return np.stack(images)
 
 
 def plans(model: str, methods: Sequence[str]) -> Iterator[tuple[str, float, bool]]:

@@ -21,6 +21,7 @@ import torch
 import shave
 from benchmarks.factorize_accuracy import calibration as shared_calibration
 from benchmarks.latency.history import append, machine, revision
+from benchmarks.pruning.training import training_images
 from benchmarks.real_models import DATA, Array, RealModel, real_models
 from shave.ir.program import Program
 
@@ -35,19 +36,10 @@ def calibration(model: str) -> list[Array]:
         inputs = data["kwt_features"] if model == "KWT-1" else data["dscnn_features"][:, None]
         inputs = inputs[:: len(inputs) // SAMPLES][:SAMPLES].astype(np.float32)
     elif model == "ResNet-8":
-        inputs = _pixels(SAMPLES)
+        inputs = training_images()[0][:SAMPLES].astype(np.float32)
     else:
         inputs = np.concatenate(shared_calibration(model))[:SAMPLES]
     return [inputs[start : start + 20] for start in range(0, len(inputs), 20)]
-
-
-def _pixels(count: int) -> Array:
-    """CIFAR-10 training images, RGB 0 to 255 as float32."""
-    from PIL import Image
-
-    sheet = np.asarray(Image.open(DATA / "cifar10" / "train_0_10000.webp").convert("RGB"))
-    tiles = sheet.reshape(sheet.shape[0] // 32, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    return tiles[:count].astype(np.float32)
 
 
 def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool) -> dict[str, Any]:

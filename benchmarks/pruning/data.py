@@ -23,17 +23,23 @@ def cifar10_batches(count: int, size: int = 64, seed: int = 0) -> Batches:
 
 
 def imagenet_batches(scale: float, shift: float, size: int = 16) -> Batches:
-    """The 334 calibration images, the centre 224 of 256 pixels, ``pixel * scale + shift``."""
+    """All 334 calibration images."""
+    return _cut(imagenet_images(scale, shift), size)
+
+
+def imagenet_images(scale: float, shift: float, count: int | None = None) -> Array:
+    """Calibration images spread over the classes, the centre 224 of 256 pixels, ``pixel * scale + shift``."""
     from PIL import Image
 
     images = []
     with tarfile.open(DATA / "imagenet_calibration334" / "images_256.tar") as archive:
-        for member in archive.getmembers():
-            stream = archive.extractfile(member) if member.name.endswith(".jpg") else None
-            if stream is not None:
-                pixels = np.asarray(Image.open(stream).convert("RGB"), np.float32)[16:240, 16:240]
-                images.append(pixels.transpose(2, 0, 1) * np.float32(scale) + np.float32(shift))
-    return _cut(np.stack(images), size)
+        members = [member for member in archive.getmembers() if member.name.endswith(".jpg")]
+        for member in members[:: max(1, len(members) // (count or len(members)))][:count]:
+            stream = archive.extractfile(member)
+            assert stream is not None
+            pixels = np.asarray(Image.open(stream).convert("RGB"), np.float32)[16:240, 16:240]
+            images.append(pixels.transpose(2, 0, 1) * np.float32(scale) + np.float32(shift))
+    return np.stack(images)
 
 
 def judge(model: RealModel, size: int = 250) -> Callable[[Program], float]:

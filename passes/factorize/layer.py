@@ -14,6 +14,7 @@ from torch.nn import functional
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.shapes import hints
+from shave.passes.weights import value_of
 
 POSITIONS = 64
 """Rows that one sample of a batch gives at most to the moments of a layer's input: what lies close by is alike."""
@@ -176,14 +177,6 @@ def read(program: Program, node: fx.Node) -> Layer | str:
     matrix = values if name == "aten.linear" else values.T.contiguous()
     out, features = matrix.shape
     return Layer(node, source, weight, bias, matrix, (out, features), None, (1, 1), prod(shape[:-1]))
-
-
-def value_of(program: Program, node: fx.Node) -> torch.Tensor:
-    """A weight, unpacked if it lies as integers behind a dequantize call."""
-    if node.op == "get_attr":
-        return program.weight(node)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), program.weight)
-    return cast("Callable[..., torch.Tensor]", node.target)(*args, **kwargs)
 
 
 def _is_weight(node: fx.Node) -> bool:

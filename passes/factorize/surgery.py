@@ -12,9 +12,9 @@ from shave.ir.program import Program
 from shave.ir.rewrite import as_trainable
 from shave.passes.factorize.chain import emit
 from shave.passes.factorize.factorization import Fitted
-from shave.passes.factorize.layer import value_of
 from shave.passes.factorize.options import Choice
 from shave.passes.factorize.plan import Candidate
+from shave.passes.weights import value_of
 
 
 def replace(program: Program, chosen: Mapping[Candidate, Choice], by: str) -> None:

@@ -12,7 +12,6 @@ from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.factorize.layer import value_of
 from shave.passes.quantize.affine import SMALLEST_SCALE, UINT8, weight_scheme
 from shave.passes.quantize.integers import insert, is_integer, scales_of, to_nearest, weight_axis
 from shave.passes.quantize.products import product_of
@@ -20,6 +19,7 @@ from shave.passes.quantize.table import PRODUCTS, is_float
 from shave.passes.report import Report
 from shave.passes.scope import select
 from shave.passes.stages import Stage
+from shave.passes.weights import value_of
 
 _aten = torch.ops.aten
 

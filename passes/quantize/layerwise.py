@@ -12,10 +12,10 @@ from torch import fx
 
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
-from shave.passes.factorize.layer import value_of
 from shave.passes.quantize.affine import Affine
 from shave.passes.quantize.products import Product, affine_of, is_weight, product_of
 from shave.passes.quantize.table import PRODUCTS
+from shave.passes.weights import value_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import fx
 
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
-from shave.passes.factorize.layer import value_of
 from shave.passes.quantize.affine import Affine, Scheme
 from shave.passes.quantize.calibrate import observe
 from shave.passes.quantize.correct_bias import correct
@@ -20,6 +19,7 @@ from shave.passes.quantize.layerwise import Loss, losses
 from shave.passes.quantize.observers.observer import Observer
 from shave.passes.quantize.placement import Placement, place, selectable
 from shave.passes.report import Report
+from shave.passes.weights import value_of
 
 Batches = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 

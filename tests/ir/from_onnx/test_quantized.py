@@ -11,9 +11,15 @@ from shave.ir.from_onnx.export import export_onnx
 from tests.ir.from_onnx.runtime import assert_like_runtime, export_and_run, graph_model, one_node_model, run_in_runtime
 
 RNG = np.random.default_rng(0)
+START = RNG.bit_generator.state
 X = RNG.normal(scale=2, size=(2, 5, 7)).astype(np.float32)
 # Powers of two: the reciprocal is exact, so torch's rounding and ONNX's agree on every value.
 SCALE, SCALES = np.array(0.125, np.float32), np.exp2([-5.0, -4, -3, -2, -1]).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_in_any_order():
+    RNG.bit_generator.state = START
 
 
 def targets(model: onnx.ModelProto) -> list[str]:
@@ -146,7 +152,7 @@ def test_qlinear_conv(per_channel, bias, attributes):
     steps = np.abs(ours.astype(int) - theirs)
     # Integers and float32 may round apart where a value lies on a tie.
     assert steps.max() <= 1
-    assert np.count_nonzero(steps) <= max(1, 0.002 * steps.size)
+    assert (steps != 0).mean() < 0.002
     names = targets(model)
     assert names[-2:] == ["aten.conv2d.default", "quantized_decomposed.quantize_per_tensor.default"]
     assert len([name for name in names if "dequantize" in name]) == 2 + bias
