@@ -15,12 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import shave
 from benchmarks.latency.history import append, machine, revision
-from benchmarks.pruning.training import training_images
-from benchmarks.real_models import DATA, Array, RealModel, accuracy, normalise_cifar10, real_models
+from benchmarks.real_models import RealModel, accuracy, real_models
 
 HISTORY = Path(__file__).parent / "history" / "codebook.jsonl"
 MODELS = ("ResNet-8", "ResNet-20", "KWT-1")
@@ -34,18 +31,6 @@ SETTINGS = {
 }
 
 
-def calibration(model: str) -> list[Array]:
-    """Batches of inputs that no accuracy is measured on."""
-    if model == "KWT-1":
-        inputs = np.load(DATA / "speech_commands" / "calib_550.npz")["kwt_features"].astype(np.float32)
-    else:
-        inputs = training_images()[0].astype(np.float32)
-    inputs = inputs[np.random.default_rng(0).permutation(len(inputs))[:SAMPLES]]
-    if model == "ResNet-20":
-        inputs = normalise_cifar10(inputs)
-    return [inputs[start : start + 50] for start in range(0, len(inputs), 50)]
-
-
 def measure(model: RealModel, weights: bool, done: set[tuple[Any, ...]]) -> None:
     """Every row of a model that is not there yet."""
     plans = [(setting, data) for data in ([True, False] if weights else [True]) for setting in SETTINGS]
@@ -53,7 +38,7 @@ def measure(model: RealModel, weights: bool, done: set[tuple[Any, ...]]) -> None
     if not todo:
         return
     inputs, labels = model.test_set()
-    batches = calibration(model.name)
+    batches = model.batches(SAMPLES, 50)
     program = shave.PassManager("simplify").run(model.load())
     context = {"date": time.strftime("%Y-%m-%d"), "revision": revision(), "machine": machine()}
     for setting, data in todo:

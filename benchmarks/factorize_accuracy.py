@@ -14,14 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import shave
 from benchmarks.latency.history import append, machine, revision
-from benchmarks.pruning.data import imagenet_images
-from benchmarks.pruning.training import training_images
-from benchmarks.real_models import DATA, Array, RealModel, accuracy, normalise_cifar10, real_models
+from benchmarks.real_models import Array, RealModel, accuracy, real_models
 from shave.ir.errors import PipelineError
 from shave.ir.program import Program
 
@@ -33,17 +30,8 @@ METHODS = {
     "Tiny Darknet": ("auto", "svd", "tucker", "separable"),
     "MobileNetV2": ("svd",),
 }
-
-
-def calibration(model: str) -> list[Array]:
-    """Batches of inputs that no accuracy is measured on."""
-    if model == "KWT-1":
-        inputs = np.load(DATA / "speech_commands" / "calib_550.npz")["kwt_features"].astype(np.float32)
-    elif model == "ResNet-20":
-        inputs = normalise_cifar10(training_images()[0][:512])
-    else:
-        inputs = imagenet_images(*((1 / 255, 0.0) if model == "Tiny Darknet" else (1 / 127.5, -1.0)), 128)
-    return [inputs[start : start + 32] for start in range(0, len(inputs), 32)]
+SAMPLES = {"Tiny Darknet": 128, "MobileNetV2": 128}
+"""Calibration inputs, where 512 would take long."""
 
 
 def plans(model: str, methods: Sequence[str]) -> Iterator[tuple[str, float, bool]]:
@@ -62,7 +50,7 @@ def measure(model: RealModel, methods: Sequence[str], done: set[tuple[Any, ...]]
     if not todo:
         return
     inputs, labels = model.test_set()
-    batches = calibration(model.name)
+    batches = model.batches(SAMPLES.get(model.name, 512), 32)
     program = shave.PassManager("simplify").run(model.load())
     before = program.cost()
     context = {"date": time.strftime("%Y-%m-%d"), "revision": revision(), "machine": machine()}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.latency.models import models
-from benchmarks.real_models import DATA, real_models, speech_commands
+from benchmarks.real_models import real_models
 from shave.ir.program import Program
 from shave.passes.factorize.layer import Layer, is_candidate, read
 from shave.passes.factorize.metric import Metric
@@ -27,10 +27,11 @@ Batches = list[tuple[torch.Tensor, ...]]
 
 def kwt() -> tuple[Program, Batches, Batches]:
     """The program, data to fit to, and other data."""
-    program = next(model for model in real_models() if model.name == "KWT-1").load()
-    seen = np.load(DATA / "speech_commands" / "calib_550.npz")["kwt_features"].astype(np.float32)
-    unseen = speech_commands("kwt_features")[0][:300]
-    first, second = ([as_inputs(program, part) for part in np.array_split(data, 10)] for data in (seen, unseen))
+    model = next(model for model in real_models() if model.name == "KWT-1")
+    program, unseen = model.load(), model.test_set()[0][:300]
+    first, second = (
+        [as_inputs(program, part) for part in np.array_split(data, 10)] for data in (model.calibration(), unseen)
+    )
     return program, first, second
 
 

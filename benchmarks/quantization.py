@@ -19,27 +19,12 @@ import numpy as np
 import torch
 
 import shave
-from benchmarks.factorize_accuracy import calibration as shared_calibration
 from benchmarks.latency.history import append, machine, revision
-from benchmarks.pruning.training import training_images
-from benchmarks.real_models import DATA, Array, RealModel, real_models
+from benchmarks.real_models import Array, RealModel, real_models
 from shave.ir.program import Program
 
 HISTORY = Path(__file__).parent / "history" / "quantization.jsonl"
 SAMPLES = 300
-
-
-def calibration(model: str) -> list[Array]:
-    """Batches of at most 300 inputs that no accuracy is measured on."""
-    if model in ("KWT-1", "DS-CNN"):
-        data = np.load(DATA / "speech_commands" / "calib_550.npz")
-        inputs = data["kwt_features"] if model == "KWT-1" else data["dscnn_features"][:, None]
-        inputs = inputs[:: len(inputs) // SAMPLES][:SAMPLES].astype(np.float32)
-    elif model == "ResNet-8":
-        inputs = training_images()[0][:SAMPLES].astype(np.float32)
-    else:
-        inputs = np.concatenate(shared_calibration(model))[:SAMPLES]
-    return [inputs[start : start + 20] for start in range(0, len(inputs), 20)]
 
 
 def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool) -> dict[str, Any]:
@@ -47,7 +32,7 @@ def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool) 
     inputs, labels = (each[:limit] for each in model.test_set())
     program = model.load()
     start = time.perf_counter()
-    small = shave.PassManager(pipeline, check=False).run(program, calibration=calibration(model.name))
+    small = shave.PassManager(pipeline, check=False).run(program, calibration=model.batches(SAMPLES, 20))
     seconds = time.perf_counter() - start
     simulated = _classes(lambda batch: _run(small, batch), inputs)
     row: dict[str, Any] = {

@@ -1,10 +1,13 @@
-"""The six trained models of ``../shared/data`` with their labelled test data, as their SOURCES.md describe them."""
+"""The six trained models of ``../shared/data`` with their labelled test data, as their SOURCES.md describe them.
+
+With inputs to calibrate from, none of which is in the test data.
+"""
 
 from __future__ import annotations
 
 import csv
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ class RealModel:
         name: How people call it.
         load: Gives the program, with a dynamic batch.
         test_set: Gives inputs [N, ...] float32 and labels [N].
+        calibration: Gives inputs [M, ...] float32 that are not in the test set.
         accuracy: Top-1 in percent that the model reached where it was handed over.
         source: The model's file.
     """
@@ -36,38 +40,62 @@ class RealModel:
     name: str
     load: Callable[[], Program]
     test_set: Callable[[], tuple[Array, Array]]
+    calibration: Callable[[], Array]
     accuracy: float
     source: Path
 
+    def batches(self, count: int, size: int) -> list[Array]:
+        """Batches of ``count`` calibration inputs, spread over all there are."""
+        inputs = self.calibration()
+        inputs = inputs[:: max(1, len(inputs) // count)][:count]
+        return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
 
 def imagenet(scale: float, shift: float) -> tuple[Array, Array]:
-    """1000 validation images, the centre 224 of 227 pixels, ``pixel * scale + shift``."""
-    from PIL import Image
-
+    """1000 validation images, the centre 224 of 227 pixels, ``pixel * scale + shift``, and labels."""
     folder = DATA / "imagenet_val1000"
     with (folder / "labels.csv").open() as file:
         labels = {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
-    images, truth = [], []
-    with tarfile.open(folder / "images_227.tar") as archive:
-        for member in archive.getmembers():
-            if member.name not in labels:
+    images = {name: image for name, image in _imagenet(folder / "images_227.tar", 1) if name in labels}
+    return np.stack(list(images.values())) * scale + shift, np.array([labels[name] for name in images])
+
+
+def imagenet_calibration(scale: float, shift: float) -> Array:
+    """334 other images, the centre 224 of 256 pixels, ``pixel * scale + shift``."""
+    images = [image for _, image in _imagenet(DATA / "imagenet_calibration334" / "images_256.tar", 16)]
+    return np.stack(images) * scale + shift
+
+
+def _imagenet(archive: Path, margin: int) -> Iterator[tuple[str, Array]]:
+    """Names and pixels [3, 224, 224], RGB 0 to 255 as float32."""
+    from PIL import Image
+
+    with tarfile.open(archive) as opened:
+        for member in opened.getmembers():
+            stream = opened.extractfile(member)
+            if stream is None:
                 continue
-            stream = archive.extractfile(member)
-            assert stream is not None
-            pixels = np.asarray(Image.open(stream).convert("RGB"), np.float32)[1:225, 1:225]
-            images.append(pixels.transpose(2, 0, 1) * np.float32(scale) + np.float32(shift))
-            truth.append(labels[member.name])
-    return np.stack(images), np.array(truth)
+            pixels = np.asarray(Image.open(stream).convert("RGB"), np.float32)[margin:, margin:][:224, :224]
+            yield member.name, pixels.transpose(2, 0, 1)
 
 
 def cifar10() -> tuple[Array, Array]:
-    """10,000 test images, RGB 0 to 255 as float32 [N, 3, 32, 32]."""
+    """10,000 test images, RGB 0 to 255 as float32 [N, 3, 32, 32], and labels."""
+    return _cifar10("test_10000")
+
+
+def cifar10_training() -> tuple[Array, Array]:
+    """20,000 training images, RGB 0 to 255 as float32 [N, 3, 32, 32], and labels."""
+    halves = [_cifar10("train_0_10000"), _cifar10("train_1_10000")]
+    return np.concatenate([images for images, _ in halves]), np.concatenate([labels for _, labels in halves])
+
+
+def _cifar10(part: str) -> tuple[Array, Array]:
     from PIL import Image
 
-    folder = DATA / "cifar10"
-    sheet = np.asarray(Image.open(folder / "test_10000.webp").convert("RGB"))
+    sheet = np.asarray(Image.open(DATA / "cifar10" / f"{part}.webp").convert("RGB"), np.float32)
     tiles = sheet.reshape(sheet.shape[0] // 32, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    return tiles.astype(np.float32), np.load(folder / "labels.npz")["test_10000"].astype(np.int64)
+    return tiles, np.load(DATA / "cifar10" / "labels.npz")[part].astype(np.int64)
 
 
 def normalised_cifar10() -> tuple[Array, Array]:
@@ -83,18 +111,18 @@ def normalise_cifar10(images: Array) -> Array:
     return (images.astype(np.float32) / 255 - mean) / deviation
 
 
-def speech_commands(features: str, axes: tuple[int, ...] = ()) -> tuple[Array, Array]:
-    """1100 test clips as features, float32; ``axes`` are axes of size one to add."""
-    data = np.load(DATA / "speech_commands" / "test_1100.npz")
-    return np.expand_dims(data[features].astype(np.float32), axes), data["label"].astype(np.int64)
+def speech_commands(features: str, part: str = "test_1100") -> tuple[Array, Array]:
+    """1100 test clips as features, float32, and labels; ``calib_550`` is the other part."""
+    data = np.load(DATA / "speech_commands" / f"{part}.npz")
+    return data[features].astype(np.float32), data["label"].astype(np.int64)
 
 
 def speech_commands_dscnn() -> tuple[Array, Array]:
     """The same for the DS-CNN, which orders its classes by its own list."""
-    inputs, labels = speech_commands("dscnn_features", (1,))
+    inputs, labels = speech_commands("dscnn_features")
     common = ["_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
     own = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "_silence_", "_unknown_"]
-    return inputs, np.array([own.index(common[label]) for label in labels])
+    return inputs[:, None], np.array([own.index(common[label]) for label in labels])
 
 
 class _Shortcut(nn.Module):
@@ -166,12 +194,47 @@ def real_models() -> list[RealModel]:
     resnet8, resnet8_path = _onnx("models_cifar10/mlperf_tiny_resnet8_cifar10.onnx")
     resnet20_path = DATA / "models_cifar10" / "resnet20-12fca82f.th"
     return [
-        RealModel("Tiny Darknet", darknet, lambda: imagenet(1 / 255, 0), 69.6, darknet_path),
-        RealModel("MobileNetV2", mobilenet, lambda: imagenet(1 / 127.5, -1), 79.2, mobilenet_path),
-        RealModel("KWT-1", kwt, lambda: speech_commands("kwt_features"), 97.27, kwt_path),
-        RealModel("DS-CNN", dscnn, speech_commands_dscnn, 91.55, dscnn_path),
-        RealModel("ResNet-20", _resnet20, normalised_cifar10, 91.73, resnet20_path),
-        RealModel("ResNet-8", resnet8, cifar10, 87.19, resnet8_path),
+        RealModel(
+            "Tiny Darknet",
+            darknet,
+            lambda: imagenet(1 / 255, 0),
+            lambda: imagenet_calibration(1 / 255, 0),
+            69.6,
+            darknet_path,
+        ),
+        RealModel(
+            "MobileNetV2",
+            mobilenet,
+            lambda: imagenet(1 / 127.5, -1),
+            lambda: imagenet_calibration(1 / 127.5, -1),
+            79.2,
+            mobilenet_path,
+        ),
+        RealModel(
+            "KWT-1",
+            kwt,
+            lambda: speech_commands("kwt_features"),
+            lambda: speech_commands("kwt_features", "calib_550")[0],
+            97.27,
+            kwt_path,
+        ),
+        RealModel(
+            "DS-CNN",
+            dscnn,
+            speech_commands_dscnn,
+            lambda: speech_commands("dscnn_features", "calib_550")[0][:, None],
+            91.55,
+            dscnn_path,
+        ),
+        RealModel(
+            "ResNet-20",
+            _resnet20,
+            normalised_cifar10,
+            lambda: normalise_cifar10(cifar10_training()[0]),
+            91.73,
+            resnet20_path,
+        ),
+        RealModel("ResNet-8", resnet8, cifar10, lambda: cifar10_training()[0], 87.19, resnet8_path),
     ]
 
 

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from benchmarks.latency import chart, history, report
 from benchmarks.latency.engines import ENGINES
 from benchmarks.latency.measure import Prepared, measure
-from benchmarks.latency.models import PRECISIONS, Model, models
+from benchmarks.latency.models import Model, models
+from benchmarks.latency.precisions import PRECISIONS
 from shave.backends import host
 from shave.backends.tvm import roofline
 
@@ -50,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--models", type=_names, metavar="A,B", help="all by default; --list names them")
-    parser.add_argument("--engines", type=_names, metavar="A,B", help="all by default, shave tuned only with --tuned")
+    parser.add_argument(
+        "--engines", type=_names, metavar="A,B", help="default: all of the precision, shave tuned only with --tuned"
+    )
     parser.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,M", help="default: 1,2")
     parser.add_argument("--precision", type=_names, default=["fp32"], metavar="P", help=", ".join(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=30, help="turns of each engine (default: 30)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="largest relative difference to accept (default: 1e-3)"
+        "--tolerance", type=float, help="largest relative difference to accept (default: the precision's)"
     )
     parser.add_argument("--limit", type=float, default=300, help="seconds for an engine to get ready (default: 300)")
     parser.add_argument("--tuned", type=Path, metavar="DB", help="database of `shave tune` for the engine shave tuned")
@@ -85,17 +88,15 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
     if options.list:
         Console().print("\n".join([*known, "", *ENGINES]), highlight=False, markup=False)
         parser.exit()
-    default = [name for name in ENGINES if name != "shave tuned" or options.tuned]
-    options.engines = options.engines or default
     options.models = options.models or list(known)
     for what, names, allowed in (
         ("model", options.models, known),
-        ("engine", options.engines, ENGINES),
+        ("engine", options.engines or (), ENGINES),
         ("precision", options.precision, PRECISIONS),
     ):
         if missing := [name for name in names if name not in allowed]:
             parser.error(f"no {what} is named {missing[0]!r}; there are: {', '.join(allowed)}")
-    if "shave tuned" in options.engines and options.tuned is None:
+    if "shave tuned" in (options.engines or ()) and options.tuned is None:
         parser.error("the engine shave tuned needs --tuned DB")
     most = len(host.usable_processors())
     if bad := [number for number in options.threads if not 1 <= number <= most]:
@@ -107,7 +108,6 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
 
 def _measure_all(chosen: Sequence[Model], options: argparse.Namespace, lines: list[str]) -> None:
     """Append a line for each model, precision and number of threads to ``lines`` and to the history."""
-    run = history.context(options.rounds, options.tolerance)
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -127,6 +127,11 @@ def _measure_all(chosen: Sequence[Model], options: argparse.Namespace, lines: li
         for model in chosen:
             for precision in options.precision:
                 tell(f"{model.name}: load")
+                engines = options.engines or [
+                    name for name in PRECISIONS[precision].engines if name != "shave tuned" or options.tuned
+                ]
+                tolerance = options.tolerance or PRECISIONS[precision].tolerance
+                run = history.context(options.rounds, tolerance)
                 try:
                     prepared = Prepared(model, precision)
                 except ImportError as error:
@@ -140,9 +145,9 @@ def _measure_all(chosen: Sequence[Model], options: argparse.Namespace, lines: li
                             precision,
                             prepared,
                             limit,
-                            options.engines,
+                            engines,
                             rounds=options.rounds,
-                            tolerance=options.tolerance,
+                            tolerance=tolerance,
                             limit=options.limit,
                             tuned=options.tuned,
                             progress=tell,

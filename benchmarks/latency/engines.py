@@ -2,9 +2,9 @@
 
 Each function runs in a process of its own (:mod:`benchmarks.latency.process`), so an engine's package is imported where
 it is used, and one that is not installed says so. It is given a folder with the model (``model.pt2``, ``model.onnx``,
-``<engine>.shave``) and gives a call that takes no arguments and returns the outputs. Inputs and outputs of ONNX Runtime
-and OpenVINO are bound ahead, since a call of a small model is else mostly Python and copies; an artifact is called
-plainly, which is as fast as binding.
+or a file named after the engine where the precision needs its own) and gives a call that takes no arguments and returns
+the outputs. Inputs and outputs of ONNX Runtime and OpenVINO are bound ahead, since a call of a small model is else
+mostly Python and copies; an artifact is called plainly, which is as fast as binding.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def onnxruntime(folder: Path, inputs: list[Array], threads: int) -> Call:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(_file(folder, "ONNX Runtime.onnx"), options, providers=["CPUExecutionProvider"])
     feeds = dict(zip([value.name for value in session.get_inputs()], inputs, strict=True))
     outputs = session.run(None, feeds)
     binding = session.io_binding()
@@ -81,11 +81,11 @@ def onnxruntime(folder: Path, inputs: list[Array], threads: int) -> Call:
 
 
 def openvino(folder: Path, inputs: list[Array], threads: int) -> Call:
-    """OpenVINO for latency, in float32."""
+    """OpenVINO for latency; what the model has in float is computed in float32."""
     import openvino as ov
 
     compiled = ov.Core().compile_model(
-        str(folder / "model.onnx"),
+        _file(folder, "OpenVINO.xml"),
         "CPU",
         {
             "INFERENCE_NUM_THREADS": threads,
@@ -105,6 +105,11 @@ def openvino(folder: Path, inputs: list[Array], threads: int) -> Call:
         return [request.get_output_tensor(k).data for k in range(count)]
 
     return call
+
+
+def _file(folder: Path, own: str) -> str:
+    """The engine's own form of the model, or the one for all."""
+    return str(folder / own if (folder / own).exists() else folder / "model.onnx")
 
 
 def ncnn(folder: Path, inputs: list[Array], threads: int) -> Call:
@@ -156,6 +161,11 @@ def shave_tuned(folder: Path, inputs: list[Array], threads: int) -> Call:
     return _artifact(folder / "shave tuned.shave", inputs, threads)
 
 
+def shave_float(folder: Path, inputs: list[Array], threads: int) -> Call:
+    """The artifact of the float model, beside those in a smaller precision."""
+    return _artifact(folder / "shave fp32.shave", inputs, threads)
+
+
 def _artifact(path: Path, inputs: list[Array], threads: int) -> Call:
     from shave.backends.runtime import load
 
@@ -176,10 +186,11 @@ ENGINES: dict[str, Load] = {
     "ncnn": ncnn,
     "shave": shave,
     "shave tuned": shave_tuned,
+    "shave fp32": shave_float,
 }
 """By the name in the table, in its order."""
 
-OURS = ("shave", "shave tuned")
+OURS = ("shave", "shave tuned", "shave fp32")
 
 PACKAGES = {
     "torch eager": "torch",
@@ -189,5 +200,6 @@ PACKAGES = {
     "ncnn": "ncnn",
     "shave": "shave",
     "shave tuned": "shave",
+    "shave fp32": "shave",
 }
 """The distribution whose version decides what an engine does."""

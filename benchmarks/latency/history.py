@@ -79,8 +79,8 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of every engine that is installed, and of TVM."""
-    names = dict.fromkeys([*PACKAGES.values(), "apache-tvm"])
+    """Versions of every engine that is installed, of TVM and of what quantizes for OpenVINO."""
+    names = dict.fromkeys([*PACKAGES.values(), "nncf", "apache-tvm"])
     return {name: number for name in names if (number := installed(name)) is not None}
 
 

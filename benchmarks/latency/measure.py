@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 
 import shave
 from benchmarks.latency.engines import OURS, Array, UnavailableError
-from benchmarks.latency.models import PRECISIONS, Model
+from benchmarks.latency.models import Model
+from benchmarks.latency.precisions import PRECISIONS, Samples, in_float
 from benchmarks.latency.process import Engine, one_line
 from shave.backends.tvm.roofline import Roofline
 from shave.ir.program import Program
@@ -50,7 +52,7 @@ class Row:
 
     Attributes:
         model: Its name.
-        precision: A key of :data:`benchmarks.latency.models.PRECISIONS`.
+        precision: A key of :data:`benchmarks.latency.precisions.PRECISIONS`.
         threads: Threads of each engine.
         macs: Multiply-accumulates of one call, convolutions counted as direct ones.
         bytes: Bytes of weights, inputs and outputs.
@@ -130,9 +132,10 @@ class Prepared:
     """The files of one model in one precision, from which engines load it; use it as a context manager."""
 
     def __init__(self, model: Model, precision: str) -> None:
-        """Load the model, run it in torch and write everything but artifacts."""
+        """Load the model, run it in torch and write what is every engine's."""
+        self._model, self._precision = model, PRECISIONS[precision]
         program, self.inputs = model.load()
-        self.program: Program = PRECISIONS[precision](program)
+        self.program: Program = in_float(program)
         with torch.no_grad():
             results = self.program(*[torch.from_numpy(array) for array in self.inputs])
         outputs = results if isinstance(results, tuple) else (results,)
@@ -148,13 +151,23 @@ class Prepared:
         self.program.save(self.folder / "model.pt2")
         self.program.to_onnx(self.folder / "model.onnx")
 
-    def compile(self, engine: str, threads: int, tuned: Path | None, progress: Progress = lambda what: None) -> None:
-        """Write the artifact of an engine of ours; ``tuned`` counts for ``shave tuned`` alone."""
-        database = tuned if engine == "shave tuned" else None
-        artifact = shave.compile(
-            self.program, threads=threads, tuned=database, progress=lambda what, done, total: progress(what)
-        )
-        artifact.save(self.folder / f"{engine}.shave")
+    @cached_property
+    def _samples(self) -> Samples:
+        return self._model.samples()
+
+    def write(self, engine: str, threads: int, tuned: Path | None, progress: Progress = lambda what: None) -> None:
+        """Write the engine's own form of the model; ``tuned`` counts for ``shave tuned`` alone."""
+        if engine in OURS:
+            rewrite = self._precision.rewrite.get(engine)
+            artifact = shave.compile(
+                rewrite(self.program, self._samples) if rewrite else self.program,
+                threads=threads,
+                tuned=tuned if engine == "shave tuned" else None,
+                progress=lambda what, done, total: progress(what),
+            )
+            artifact.save(self.folder / f"{engine}.shave")
+        elif convert := self._precision.convert.get(engine):
+            convert(self.folder, self._samples)
 
     def __enter__(self) -> Prepared:
         return self
@@ -197,8 +210,7 @@ def measure(
         for name in engines:
             progress(f"{model}: {name} gets ready")
             try:
-                if name in OURS:
-                    prepared.compile(name, threads, tuned, lambda what: progress(f"{model}: {what}"))
+                prepared.write(name, threads, tuned, lambda what: progress(f"{model}: {what}"))
                 engine = stack.enter_context(Engine(name, prepared.folder, threads))
                 error = difference(prepared.expected, engine.prepare(limit))
             except Exception as failure:  # whatever stops one engine is no reason to stop the run

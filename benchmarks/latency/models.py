@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 import shave
+from benchmarks.latency.precisions import Samples
 from benchmarks.real_models import DATA, Array, RealModel, real_models
 from benchmarks.torchvision_import import import_torchvision
 from shave.ir.program import Program
@@ -18,6 +19,8 @@ from shave.ir.program import Program
 IMAGE = (1, 3, 224, 224)
 CALIBRATION_IMAGES = 4
 TOKENS = 128
+RANDOM_SAMPLES = 8
+TRAINED_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,12 @@ class Model:
     Attributes:
         name: How people call it.
         load: Gives the program for batch 1, every size fixed, and arrays to run it on.
+        samples: Gives inputs like those, to quantize from; none of them is what it is run on.
     """
 
     name: str
     load: Callable[[], tuple[Program, list[Array]]]
+    samples: Callable[[], Samples]
 
 
 def models() -> list[Model]:
@@ -48,37 +53,16 @@ def models() -> list[Model]:
     }
     real = real_models() if DATA.is_dir() else []
     known = [
-        *(Model(name, lambda key=key: _image_model(_torchvision(key))) for name, key in vision.items()),  # type: ignore[misc]
-        Model("ViT-tiny/16", lambda: _image_model(_vit_tiny)),
-        Model("Swin-tiny", lambda: _image_model(_torchvision("swin_t"))),
-        Model("BERT-base (128 tokens)", _bert),
+        *(Model(name, lambda key=key: _image_model(_torchvision(key)), _images) for name, key in vision.items()),  # type: ignore[misc]
+        Model("ViT-tiny/16", lambda: _image_model(_vit_tiny), _images),
+        Model("Swin-tiny", lambda: _image_model(_torchvision("swin_t")), _images),
+        Model("BERT-base (128 tokens)", _bert, _sentences),
     ]
     taken = {model.name for model in known}
     for model in real:
         name = f"{model.name} (trained)" if model.name in taken else model.name
-        known.append(Model(name, lambda model=model: _trained(model)))  # type: ignore[misc]
+        known.append(Model(name, lambda model=model: _trained(model), _samples_of(model)))  # type: ignore[misc]
     return known
-
-
-def in_float(program: Program) -> Program:
-    """Unpack the weights that lie as integers behind a dequantize call, so that every engine gets them in float."""
-    program = program.clone()
-    with program.rewrite("in-float") as rewriter:
-        for node in program.calls:
-            if not _is_packed_weight(node):
-                continue
-            args, kwargs = fx.map_arg((node.args, node.kwargs), program.weight)
-            weight = cast(Callable[..., torch.Tensor], node.target)(*args, **kwargs)
-            rewriter.replace(node, rewriter.weight(f"{node.name}_float", weight.contiguous(), sources=[node]))
-    return program
-
-
-PRECISIONS: dict[str, Callable[[Program], Program]] = {"fp32": in_float}
-"""What makes the program of a precision from the model as it is."""
-
-
-def _is_packed_weight(node: fx.Node) -> bool:
-    return "dequantize" in str(node.target) and all(source.op == "get_attr" for source in node.all_input_nodes)
 
 
 # Random weights
@@ -103,6 +87,10 @@ def _image_model(make: Callable[[], nn.Module]) -> tuple[Program, list[Array]]:
     return shave.trace(module, (torch.zeros(IMAGE),)), [_normal(IMAGE)]
 
 
+def _images() -> Samples:
+    return [[_normal(IMAGE, seed)] for seed in range(1, 1 + RANDOM_SAMPLES)]
+
+
 class _Encoder(nn.Module):
     """Token ids [1, tokens] to hidden states [1, tokens, 768]."""
 
@@ -123,6 +111,11 @@ def _bert() -> tuple[Program, list[Array]]:
     ids = torch.randint(1000, (1, TOKENS))
     settle(module, ids)
     return shave.trace(module, (ids,)), [ids.numpy()]
+
+
+def _sentences() -> Samples:
+    random = np.random.default_rng(1)
+    return [[random.integers(1000, size=(1, TOKENS))] for _ in range(RANDOM_SAMPLES)]
 
 
 def settle(module: nn.Module, inputs: torch.Tensor) -> None:
@@ -155,6 +148,10 @@ def _trained(model: RealModel) -> tuple[Program, list[Array]]:
     return shave.trace(model.load().module, (torch.from_numpy(sample),)), [sample]
 
 
-def _normal(shape: tuple[int, ...]) -> Array:
-    values: np.ndarray[Any, Any] = np.random.default_rng(0).standard_normal(shape)
+def _samples_of(model: RealModel) -> Callable[[], Samples]:
+    return lambda: [[batch] for batch in model.batches(TRAINED_SAMPLES, 1)]
+
+
+def _normal(shape: tuple[int, ...], seed: int = 0) -> Array:
+    values: np.ndarray[Any, Any] = np.random.default_rng(seed).standard_normal(shape)
     return values.astype(np.float32)

@@ -32,7 +32,7 @@ def main() -> None:
 
     each = commands.add_parser("curve", help="accuracy against MACs of an ImageNet model, without training")
     each.set_defaults(run=_curve)
-    each.add_argument("model", choices=list(curve.SCALES))
+    each.add_argument("model", choices=curve.MODELS)
     each.add_argument("--pipeline", default=curve.PIPELINE, help="with {share} and {repair} in it")
     each.add_argument("--shares", type=_numbers, default=curve.SHARES, help="of the MACs, to keep")
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from benchmarks.real_models import DATA, Array, normalise_cifar10
+from benchmarks.real_models import cifar10_training, normalise_cifar10
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 
@@ -53,20 +52,6 @@ class Recipe:
     seed: int = 0
 
 
-def training_images() -> tuple[Array, Array]:
-    """20,000 images, uint8 [N, 3, 32, 32], and labels [N]."""
-    from PIL import Image
-
-    folder, labels = DATA / "cifar10", np.load(DATA / "cifar10" / "labels.npz")
-    sheets = []
-    for part in ("train_0_10000", "train_1_10000"):
-        sheet = np.asarray(Image.open(folder / f"{part}.webp").convert("RGB"))
-        tiles = sheet.reshape(sheet.shape[0] // 32, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3)
-        sheets.append(tiles.reshape(-1, 3, 32, 32))
-    truth = [labels[part].astype(np.int64) for part in ("train_0_10000", "train_1_10000")]
-    return np.concatenate(sheets), np.concatenate(truth)
-
-
 def train(
     program: Program,
     teacher: Teacher,
@@ -89,7 +74,7 @@ def train(
     Returns:
         Whether all epochs are done.
     """
-    images, labels = (torch.from_numpy(each) for each in training_images())
+    images, labels = (torch.from_numpy(each) for each in cifar10_training())
     batch_statistics(program, True)
     weights = {name: tensor for name, tensor in program.weights() if tensor.is_floating_point()}
     learned = {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.nn.Parameter)}

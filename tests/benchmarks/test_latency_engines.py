@@ -14,7 +14,8 @@ from torch import nn
 import shave
 from benchmarks.latency.engines import UnavailableError
 from benchmarks.latency.measure import Prepared, difference, measure
-from benchmarks.latency.models import Model, in_float, models, settle
+from benchmarks.latency.models import Model, models, settle
+from benchmarks.latency.precisions import in_float
 from benchmarks.latency.process import Engine
 from shave.backends.tvm.roofline import Roofline
 from tests.modules import ConvNet
@@ -27,9 +28,9 @@ LIMIT = 120
 def prepared():
     torch.manual_seed(0)
     image = torch.randn(1, 3, 7, 5)
-    model = Model("net", lambda: (shave.trace(ConvNet(), (image,)), [image.numpy()]))
+    model = Model("net", lambda: (shave.trace(ConvNet(), (image,)), [image.numpy()]), lambda: [[image.numpy()]])
     with Prepared(model, "fp32") as files:
-        files.compile("shave", 1, None)
+        files.write("shave", 1, None)
         yield files
 
 
