@@ -43,8 +43,8 @@ def cost(program: Program, sizes: Mapping[str, int] | None = None) -> Cost:
         sizes: Sizes of dynamic dimensions by name. By default those along the first axis of an input (the batch) count
             as one and the others as in the traced example.
     """
-    chosen = {str(spec.shape[0]): 1 for spec in program.signature.inputs if spec.shape} | dict(sizes or {})
-    known = {symbol: chosen[name] for symbol, name in program.dim_names.items() if name in chosen}
+    chosen = sizes or {}
+    known = one_sample(program) | {s: chosen[name] for s, name in program.dim_names.items() if name in chosen}
 
     def shape(value: object) -> tuple[int, ...]:
         return hints(cast(fx.Node, value).meta["val"].shape, known)
@@ -62,6 +62,12 @@ def cost(program: Program, sizes: Mapping[str, int] | None = None) -> Cost:
         peak_activation_bytes=_peak(program, known),
         macs_by_node=by_node,
     )
+
+
+def one_sample(program: Program) -> dict[str, int]:
+    """Sizes of dynamic dimensions by symbol, those along the first axis of an input as one: as costs are counted."""
+    first = {spec.shape[0] for spec in program.signature.inputs if spec.shape}
+    return {symbol: 1 for symbol, name in program.dim_names.items() if name in first}
 
 
 def _packed(program: Program) -> int:

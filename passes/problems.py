@@ -109,6 +109,25 @@ class Matmul:
 
 
 @dataclass(frozen=True)
+class BatchMatmul:
+    """Products of two tensors that come with the call: [batch, rows, inputs] times [batch, inputs, outputs].
+
+    Attributes:
+        batch: Number of products.
+        rows: Of each.
+        inputs: Length of the sums.
+        outputs: Columns of each.
+        precision: Of the arithmetic.
+    """
+
+    batch: int
+    rows: int
+    inputs: int
+    outputs: int
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
 class Transpose:
     """A float32 tensor written anew with its axes in another order.
 
@@ -131,5 +150,5 @@ class Conversion:
 
 
 Convolution = Conv2d | WinogradConv2d
-Problem = Convolution | Matmul | Transpose | Conversion
+Problem = Convolution | Matmul | BatchMatmul | Transpose | Conversion
 Oracle = Callable[[Problem], "float | None"]

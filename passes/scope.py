@@ -14,7 +14,8 @@ An entry that matches nothing is an error: a typo must not pass for a choice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from torch import fx
 
@@ -23,6 +24,8 @@ from shave.ir.names import names_of, onnx_op
 from shave.ir.ops import op_name
 from shave.ir.program import Program
 from shave.passes.suggest import nearest
+
+T = TypeVar("T")
 
 _REGEX = "re:"
 
@@ -66,6 +69,20 @@ def select(
     included = set().union(*(matched[entry] for entry in include)) if include else set(candidates)
     excluded = set().union(*(matched[entry] for entry in exclude))
     return [node for node in candidates if node in included and node not in excluded]
+
+
+def values_of(
+    program: Program, candidates: Iterable[fx.Node], default: T, by_scope: Mapping[str, T]
+) -> dict[fx.Node, T]:
+    """A value for each candidate: that of the last entry of a scope that matches it, or else the default.
+
+    Raises:
+        PipelineError: As in :func:`select`.
+    """
+    found = dict.fromkeys(candidates, default)
+    for entry, value in by_scope.items():
+        found.update(dict.fromkeys(select(program, found, (entry,)), value))
+    return found
 
 
 def matches(entry: str, labels: Iterable[str]) -> bool:

@@ -6,7 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shave.backends.target import Target
-from shave.passes.problems import Conv2d, Conversion, Convolution, Matmul, Measured, Oracle, Problem, Transpose
+from shave.passes.problems import (
+    BatchMatmul,
+    Conv2d,
+    Conversion,
+    Convolution,
+    Matmul,
+    Measured,
+    Oracle,
+    Problem,
+    Transpose,
+)
 
 if TYPE_CHECKING:
     from shave.backends.tvm.kernels.arithmetic import InputDtype
@@ -72,9 +82,10 @@ def method_of(problem: Convolution) -> str:
     return "direct" if isinstance(problem, Conv2d) else f"winograd {problem.tile}"
 
 
-def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
+def kernel_of(problem: Convolution | Matmul | BatchMatmul, target: Target) -> tuple[Any, Any]:
     """Family and shape of the kernel that computes a problem."""
-    from shave.backends.tvm.kernels import matmul, winograd
+    from shave.backends.tvm.kernels import batch_matmul, matmul, winograd
+    from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
     from shave.backends.tvm.kernels.families import family_of
     from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
     from shave.backends.tvm.kernels.matmul import MatmulShape
@@ -82,6 +93,8 @@ def kernel_of(problem: Convolution | Matmul, target: Target) -> tuple[Any, Any]:
 
     if isinstance(problem, Matmul):
         return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs, dtype=_INPUTS[problem.precision])
+    if isinstance(problem, BatchMatmul):
+        return batch_matmul, BatchMatmulShape(problem.batch, problem.rows, problem.inputs, problem.outputs)
     spatial = (problem.height, problem.width)
     if isinstance(problem, Conv2d):
         integers, plain = problem.precision == "int8", problem.in_channels < target.lanes
@@ -106,6 +119,8 @@ def _seconds(problem: Problem, target: Target) -> float | None:
 
         if not has_integers(target):
             return None
+    if isinstance(problem, BatchMatmul) and problem.precision == "int8":
+        return None  # no kernel multiplies two tensors of codes
     if isinstance(problem, Conversion):  # 4 bytes on one side, 1 on the other
         return 5 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     if isinstance(problem, Transpose):  # no kernel of a family's: bytes that are read, and bytes that are written

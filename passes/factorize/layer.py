@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from shave.ir.cost import one_sample
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.shapes import hints
@@ -168,7 +169,7 @@ def read(program: Program, node: fx.Node) -> Layer | str:
         return "its weights are not finite"
     if not values.any():
         return "its weights are zero"
-    shape = hints(source.meta["val"].shape, _one_sample(program))
+    shape = hints(source.meta["val"].shape, one_sample(program))
     if name in _CONVOLUTIONS:
         out, channels, *kernel = values.shape
         window = _window(node, (kernel[0], kernel[1]))
@@ -222,12 +223,6 @@ def _window(node: fx.Node, kernel: tuple[int, int]) -> Window:
     if padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
     return Window(kernel, stride, (0, 0) if padding == "valid" else _pair(padding), dilation)
-
-
-def _one_sample(program: Program) -> Mapping[str, int]:
-    """Sizes of dynamic dimensions by symbol, those along the first axis of an input as one: as costs are counted."""
-    first = {spec.shape[0] for spec in program.signature.inputs if spec.shape}
-    return {symbol: 1 for symbol, name in program.dim_names.items() if name in first}
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,17 @@ INT8 = Scheme(-127, 127, torch.int8, symmetric=True)
 INT16 = Scheme(-32767, 32767, torch.int16, symmetric=True)
 ACTIVATIONS = {"uint8": UINT8, "int8": INT8, "int16": INT16}
 """What activations may become, by name."""
+
+
+def check_bits(bits: int, layer_bits: Mapping[str, int]) -> None:
+    """Refuse bits of weights for which there is no scheme.
+
+    Raises:
+        ValueError: Names the option or the scope.
+    """
+    for where, number in {"bits": bits, **layer_bits}.items():
+        if not 2 <= number <= 8:
+            raise ValueError(f"{where} is {number}, but lies from 2 to 8")
 
 
 def weight_scheme(bits: int) -> Scheme:

@@ -7,7 +7,7 @@ that nothing wants as integers stays as it is, so there is no pair of quantize a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -31,6 +31,9 @@ class Placement:
         products: Calls that multiply integers.
         weights: Those of them that have constant weights, with the node of the weights.
         tied: Pairs of values that share one scale.
+        heads: For each pointwise call the call on whose result it is computed, which may be itself.
+        borders: The values that are rounded by a conversion of their own, as nothing that makes them rounds them on the
+            way, or as others read them as floats.
         reasons: For each call, whether it works on integers and a text.
     """
 
@@ -38,23 +41,31 @@ class Placement:
     products: list[fx.Node] = field(default_factory=list)
     weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
     tied: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
+    heads: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
+    borders: list[fx.Node] = field(default_factory=list)
     reasons: dict[fx.Node, tuple[bool, str]] = field(default_factory=dict)
 
     def groups(self) -> list[list[fx.Node]]:
         """The quantized values, those of one scale together."""
-        parent = {value: value for value in self.readers}
+        return connected(self.readers, self.tied)
 
-        def find(value: fx.Node) -> fx.Node:
-            while parent[value] is not value:
-                value = parent[value]
-            return value
 
-        for first, second in self.tied:
-            parent[find(second)] = find(first)
-        found: dict[fx.Node, list[fx.Node]] = {}
-        for value in self.readers:
-            found.setdefault(find(value), []).append(value)
-        return list(found.values())
+def connected(nodes: Iterable[fx.Node], pairs: Iterable[tuple[fx.Node, fx.Node]]) -> list[list[fx.Node]]:
+    """Nodes, those together that pairs of them connect; in the order given."""
+    nodes = list(nodes)
+    parent = {node: node for node in nodes}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            node = parent[node]
+        return node
+
+    for first, second in pairs:
+        parent[find(second)] = find(first)
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in nodes:
+        found.setdefault(find(node), []).append(node)
+    return list(found.values())
 
 
 def place(program: Program, chosen: Collection[fx.Node]) -> Placement:
@@ -99,6 +110,8 @@ class _Placer:
         }
         result.tied = [(a, b) for a, b in result.tied if a in result.readers and b in result.readers]
         result.products.reverse()
+        result.heads = self._epilogues.head
+        result.borders = [value for value in result.readers if self._is_border(value)]
         result.reasons = {node: result.reasons[node] for node in self._calls}
         return result
 
@@ -191,6 +204,14 @@ class _Placer:
         if node in self._readers:
             return True
         return any(user in self._flows and self._epilogues.at_hand.get(user) is node for user in node.users)
+
+    def _is_border(self, value: fx.Node) -> bool:
+        if any(user not in self._readers[value] for user in value.users):
+            return True
+        maker = self._epilogues.head.get(value, value)
+        kind = self._kinds.get(maker)
+        moved = kind in (Kind.MOVEMENT, Kind.POOLING) and self._result.reasons[maker][0]
+        return not moved and kind not in (Kind.PRODUCT, Kind.POINTWISE)
 
     def _want(self, value: fx.Node, reader: fx.Node) -> None:
         readers = self._readers.setdefault(value, [])

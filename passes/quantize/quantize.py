@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from shave.ir.ops import op_name
 from shave.ir.program import Program
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.quantize.affine import ACTIVATIONS, weight_scheme
+from shave.passes.quantize.affine import ACTIVATIONS, check_bits, weight_scheme
+from shave.passes.quantize.by_cost import Verdict, weigh
 from shave.passes.quantize.calibrate import samples_of
 from shave.passes.quantize.mixed import mixed
 from shave.passes.quantize.observers import OBSERVERS
@@ -16,8 +18,9 @@ from shave.passes.quantize.observers.observer import Observer
 from shave.passes.quantize.observers.percentile import Percentile
 from shave.passes.quantize.placement import selectable
 from shave.passes.quantize.recipe import Form, Recipe
+from shave.passes.quantize.table import is_product
 from shave.passes.report import Report
-from shave.passes.scope import select
+from shave.passes.scope import select, values_of
 from shave.passes.stages import Stage
 
 
@@ -44,11 +47,15 @@ class Quantize(Pass):
         "uint8", help="what activations become: uint8 with a zero point, or symmetric"
     )
     bits: int = option(8, help="bits of a weight, 2 to 8")
+    layer_bits: Mapping[str, int] = option({}, help="bits for scopes, in place of bits; the last that matches counts")
     per_channel: bool = option(True, help="whether each output of a weight has a scale, or one serves all")
     reduce_range: bool = option(
         False, help="one bit less for weights, so that 16-bit sums of two products cannot overflow"
     )
     correct_bias: bool = option(True, help="whether the mean error of each product is taken out of its bias")
+    by_cost: bool = option(
+        True, help="with a target: whether products stay in float that integers, with all conversions, make no faster"
+    )
     max_drop: float | None = option(None, help="how far evaluate may fall; layers go back to float until it holds")
     layers: tuple[str, ...] = option((), help="scopes that may compute in integers; all by default")
     skip: tuple[str, ...] = option((), help="scopes to leave in float")
@@ -56,8 +63,7 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}, but is 1 at least")
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits}, but lies from 2 to 8")
+        check_bits(self.bits, self.layer_bits)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}, but lies above 50 and is 100 at most")
         if self.max_drop is not None and not self.max_drop >= 0:
@@ -85,13 +91,19 @@ class Quantize(Pass):
         Raises:
             PipelineError: A scope matches nothing, or the calibration data is missing or spoiled.
         """
-        chosen = {node.name for node in select(program, selectable(program.calls), self.layers, self.skip)}
-        bits = self.bits - 1 if self.reduce_range and self.bits == 8 else self.bits
-        form = Form(ACTIVATIONS[self.activations], weight_scheme(bits), self.per_channel)
+        chosen = select(program, selectable(program.calls), self.layers, self.skip)
+        verdict = Verdict()
+        if self.by_cost and context.oracle is not None and self.activations != "int16":
+            verdict = weigh(program, chosen, context.oracle)
+        bits = values_of(program, filter(is_product, chosen), self.bits, self.layer_bits)
+        most = 7 if self.reduce_range else 8
+        schemes = {node.name: weight_scheme(min(number, most)) for node, number in bits.items()}
+        form = Form(ACTIVATIONS[self.activations], schemes, self.per_channel)
         return Recipe(
             program,
-            chosen,
+            {node.name for node in chosen},
             form,
+            verdict,
             self._observer,
             lambda: samples_of(context.batches(program, self), program, self.samples),
             corrected=self.correct_bias,

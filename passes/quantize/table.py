@@ -106,6 +106,11 @@ def kind_of(node: fx.Node) -> Kind:
     return Kind.POINTWISE if Trait.ELEMENTWISE in row.traits else Kind.OTHER
 
 
+def is_product(node: fx.Node) -> bool:
+    """Whether a call sums products."""
+    return op_name(node) in PRODUCTS
+
+
 def is_float(node: object) -> bool:
     """Whether a node's value is a float32 tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,14 +13,14 @@ from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.base import Context, Exactness, Pass, option
-from shave.passes.quantize.affine import weight_scheme
+from shave.passes.quantize.affine import check_bits, weight_scheme
 from shave.passes.quantize.calibrate import observe, samples_of
 from shave.passes.quantize.integers import Integers, along, insert, insert_groups, scales_of, to_nearest, weight_axis
 from shave.passes.quantize.products import Product, product_of
 from shave.passes.quantize.rounding import Gram, to_least_error
 from shave.passes.quantize.table import PRODUCTS
 from shave.passes.report import Report
-from shave.passes.scope import select
+from shave.passes.scope import select, values_of
 from shave.passes.stages import Stage
 
 
@@ -39,6 +39,7 @@ class QuantizeWeights(Pass):
     ensures = Stage.QUANTIZED
 
     bits: int = option(8, search=(8, 6, 5, 4, 3), help="bits of a weight, 2 to 8")
+    layer_bits: Mapping[str, int] = option({}, help="bits for scopes, in place of bits; the last that matches counts")
     group: int | None = option(None, search=(None, 128, 64, 32), help="inputs that share a scale; none: all of them")
     rounding: Literal["nearest", "second-order"] = option(
         "nearest", help="to the nearest integer, or so that errors make up for each other on calibration data"
@@ -48,8 +49,7 @@ class QuantizeWeights(Pass):
     skip: tuple[str, ...] = option((), help="scopes to leave in float")
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits}, but lies from 2 to 8")
+        check_bits(self.bits, self.layer_bits)
         if self.group is not None and self.group < 1:
             raise ValueError(f"group is {self.group}, but is 1 at least")
         if self.samples < 1:
@@ -65,13 +65,15 @@ class QuantizeWeights(Pass):
             usable = {node: gram for node, gram in grams.items() if not gram.why_not}
             sources = _Fan.of((argument(node, PRODUCTS[op_name(node)].data), gram) for node, gram in usable.items())
             observe(program, sources, samples_of(context.batches(program, self), program, self.samples))
-        made: dict[fx.Node, tuple[fx.Node, str]] = {}
+        bits = values_of(program, [product.node for product in products], self.bits, self.layer_bits)
+        made: dict[tuple[fx.Node, int], tuple[fx.Node, str]] = {}
         with program.rewrite(by=self.name) as rewriter:
             for product in products:
                 weight = argument(product.node, product.weight)
-                if weight not in made:
-                    made[weight] = self._store(program, rewriter, product, weight, grams.get(product.node))
-                fresh, text = made[weight]
+                key = weight, bits[product.node]
+                if key not in made:
+                    made[key] = self._store(program, rewriter, product, *key, grams.get(product.node))
+                fresh, text = made[key]
                 product.node.replace_input_with(weight, fresh)
                 report.applied(product.node, text)
         return report
@@ -102,15 +104,15 @@ class QuantizeWeights(Pass):
         return f"its {inputs} inputs are no multiple of {self.group}" if inputs % (self.group or 1) else ""
 
     def _store(
-        self, program: Program, rewriter: Rewriter, product: Product, weight: fx.Node, gram: Gram | None
+        self, program: Program, rewriter: Rewriter, product: Product, weight: fx.Node, bits: int, gram: Gram | None
     ) -> tuple[fx.Node, str]:
-        scheme = weight_scheme(self.bits)
+        scheme = weight_scheme(bits)
         values = program.weight(weight).detach()
         axis = weight_axis(product.node, weight)
         shaped = values if self.group is None else values.reshape(-1, self.group)
         scales = scales_of(shaped, axis, scheme)
         rounded = to_nearest(shaped, scales, axis, scheme)
-        text = f"weights of {self.bits} bits" + (f" in groups of {self.group}" if self.group is not None else "")
+        text = f"weights of {bits} bits" + (f" in groups of {self.group}" if self.group is not None else "")
         if gram is not None and gram.why_not:
             text += f", rounded to the nearest: {gram.why_not}"
         elif gram is not None and gram.rows:

@@ -9,7 +9,7 @@ at run time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from shave.backends.tvm.kernels.base import (
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles
+from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles, tile_cost
 from shave.backends.tvm.kernels.operands import RowOperands
 from shave.backends.tvm.kernels.packing import transposed
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, power_of_two_parts
@@ -91,6 +91,19 @@ def candidates(shape: BatchMatmulShape, target: Target) -> list[BatchMatmulSched
 def default(shape: BatchMatmulShape, target: Target) -> BatchMatmulSchedule:
     """The best register tile by the analytic model."""
     return candidates(shape, target)[0]
+
+
+def seconds(shape: BatchMatmulShape, schedule: BatchMatmulSchedule, target: Target) -> float:
+    """Estimated time of a call: arithmetic, and the packing of B; an unknown batch counts as one product."""
+    rows, columns, inner = shape.rows or TYPICAL_ROWS, shape.columns or TYPICAL_COLUMNS, shape.inner or TYPICAL_COLUMNS
+    tiles = tile_cost(rows, columns, schedule.rows, schedule.vectors, replace(target, cores=1))
+    cycles = inner * (tiles + 2 * ceil_div(columns, target.lanes))  # a vector of B is read and written
+    batch, cores = shape.batch or 1, target.cores
+    return (
+        cycles
+        * (ceil_div(batch, cores) if batch > 1 else 1 / min(cores, ceil_div(rows, schedule.rows)))
+        / (target.gigahertz * 1e9)
+    )
 
 
 def reference(a: Array, b: Array, shape: BatchMatmulShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.kernels import conv, depthwise, matmul, winograd
+from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul, winograd
+from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.kernels.winograd_shape import WinogradShape
 from shave.backends.tvm.oracle import cost_oracle
-from shave.passes.problems import Conv2d, Conversion, Matmul, Transpose, WinogradConv2d
+from shave.passes.problems import BatchMatmul, Conv2d, Conversion, Matmul, Transpose, WinogradConv2d
 
 TARGET = resolve("x86-64-v4")
 
@@ -45,6 +46,7 @@ def seconds(family, shape, target=TARGET):
             ConvShape(1, 48, 48, (17, 19), (3, 1), (1, 1), ((1, 1), (0, 0)), groups=48),
         ),
         (Matmul(50, 300, 100), matmul, MatmulShape(50, 300, 100)),
+        (BatchMatmul(3, 50, 64, 70), batch_matmul, BatchMatmulShape(3, 50, 64, 70)),
         (Matmul(50, 300, 100, "int8"), matmul, MatmulShape(50, 300, 100, dtype="uint8")),
         (
             Conv2d(1, 3, 48, 24, 24, (3, 3), precision="int8"),
@@ -52,7 +54,16 @@ def seconds(family, shape, target=TARGET):
             ConvShape(1, 3, 48, (24, 24), (3, 3), plain_input=True, dtype="uint8"),
         ),
     ],
-    ids=["strided", "first", "winograd", "depthwise", "product", "product of integers", "first, integers"],
+    ids=[
+        "strided",
+        "first",
+        "winograd",
+        "depthwise",
+        "product",
+        "batched product",
+        "product of integers",
+        "first, integers",
+    ],
 )
 def test_it_asks_the_family_about_its_default(problem, family, shape):
     oracle = cost_oracle(TARGET)
@@ -99,3 +110,12 @@ def test_integers_have_no_time_where_no_kernel_multiplies_them():
     oracle = cost_oracle(resolve("neoverse-n1"), 1)
     assert oracle(Matmul(8, 64, 64, "int8")) is None
     assert oracle(Matmul(8, 64, 64)) is not None
+
+
+def test_products_of_two_activations_have_no_integer_kernel_and_share_cores() -> None:
+    oracle = cost_oracle(resolve("x86-64-v4-vnni"), 1)
+    assert oracle(BatchMatmul(3, 50, 64, 50, "int8")) is None
+    assert oracle(BatchMatmul(6, 50, 64, 50)) == pytest.approx(2 * oracle(BatchMatmul(3, 50, 64, 50)))
+    for batch in (1, 8):
+        problem = BatchMatmul(batch, 128, 64, 128)
+        assert 1.5 < oracle(problem) / cost_oracle(resolve("x86-64-v4-vnni"), 2)(problem) <= 2

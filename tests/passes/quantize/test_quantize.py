@@ -81,6 +81,44 @@ def test_every_weight_of_a_product_is_stored_as_integers() -> None:
                 assert result.weight(stored).movedim(axis, 0).flatten(1).abs().amax(1).eq(127).all()
 
 
+def _largest(program: Program) -> dict[str, int]:
+    """The largest integer of each stored weight."""
+    return {name: int(t.abs().max()) for name, t in program.weights() if t.dtype == torch.int8}
+
+
+@pytest.mark.parametrize("first", ["", "quantize-weights{layer-bits={first=4 conv2d=6 head=3}}, "])
+def test_scopes_have_bits_of_their_own(first: str) -> None:
+    program = residual()
+    text = f"{first}quantize" if first else "quantize{bits=8 layer-bits={re:(first|second)=4 head=3 second=5}}"
+    result = shave.PassManager(text).run(program, calibration=batches(program))
+    stem, middle, last = (31, 31, 31) if first else (127, 7, 15)  # of several that match, the last counts
+    assert _largest(result) == {
+        "stem.weight": stem,
+        "first.weight": middle,
+        "second.weight": last,
+        "head.weight": 3,
+    }
+    texts = {entry.node: entry.text for entry in result.report[0 if first else -1].applied}
+    assert ("weights of 3 bits" if first else "weights from -3 to 3") in texts["linear"]
+
+
+def test_a_weight_that_layers_of_different_bits_share_is_stored_for_each() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Linear(6, 6)
+            self.other = torch.nn.Linear(6, 6)
+            self.other.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(self.one(x).relu())  # type: ignore[no-any-return]
+
+    program = shave.trace(Twice(), (torch.randn(4, 6),))
+    for text in ("quantize{layer-bits={linear_1=4}}", "quantize-weights{layer-bits={linear_1=4}}"):
+        result = shave.PassManager(text).run(program, calibration=[torch.randn(4, 6)])
+        assert sorted(_largest(result).values()) == [7, 127]
+
+
 def test_integers_are_followed_by_something_integer() -> None:
     """Each dequantized activation is read by a product, or by what hands it on to a quantize of its own."""
     for make in CASES.values():
@@ -214,6 +252,9 @@ def test_ranges_that_underflow_leave_finite_numbers() -> None:
     [
         ("quantize{samples=0}", "samples is 0, but is 1 at least"),
         ("quantize{bits=9}", "bits is 9, but lies from 2 to 8"),
+        ("quantize{layer-bits={head=1}}", "head is 1, but lies from 2 to 8"),
+        ("quantize{layer-bits={hesd=4}}", "'hesd' matches nothing.*head"),
+        ("quantize{layer-bits={mean=4}}", "matches aten.mean mean, but no node that the pass could work on"),
         ("quantize{skip=[hesd]}", "'hesd' matches nothing.*head"),
         ("quantize{calibrate=kl}", "option calibrate takes"),
     ],
