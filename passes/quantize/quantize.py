@@ -18,10 +18,15 @@ from shave.passes.quantize.observers.observer import Observer
 from shave.passes.quantize.observers.percentile import Percentile
 from shave.passes.quantize.placement import selectable
 from shave.passes.quantize.recipe import Form, Recipe
+from shave.passes.quantize.sensitivity import first
+from shave.passes.quantize.spare import spare
 from shave.passes.quantize.table import is_product
 from shave.passes.report import Report
 from shave.passes.scope import select, values_of
 from shave.passes.stages import Stage
+
+SPARE_SAMPLES = 32
+"""Calibration samples on which products are tried in float."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Quantize(Pass):
     by_cost: bool = option(
         True, help="with a target: whether products stay in float that integers, with all conversions, make no faster"
     )
+    spare: float = option(
+        0.01, help="share of the multiply-adds that first layers may keep in float, where that halves the error"
+    )
     max_drop: float | None = option(None, help="how far evaluate may fall; layers go back to float until it holds")
     layers: tuple[str, ...] = option((), help="scopes that may compute in integers; all by default")
     skip: tuple[str, ...] = option((), help="scopes to leave in float")
@@ -66,6 +74,8 @@ class Quantize(Pass):
         check_bits(self.bits, self.layer_bits)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}, but lies above 50 and is 100 at most")
+        if not 0 <= self.spare <= 1:
+            raise ValueError(f"spare is {self.spare}, but lies from 0 to 1")
         if self.max_drop is not None and not self.max_drop >= 0:
             raise ValueError(f"max-drop is {self.max_drop}, but is 0 at least")
 
@@ -99,7 +109,7 @@ class Quantize(Pass):
         most = 7 if self.reduce_range else 8
         schemes = {node.name: weight_scheme(min(number, most)) for node, number in bits.items()}
         form = Form(ACTIVATIONS[self.activations], schemes, self.per_channel)
-        return Recipe(
+        recipe = Recipe(
             program,
             {node.name for node in chosen},
             form,
@@ -109,6 +119,9 @@ class Quantize(Pass):
             corrected=self.correct_bias,
             by=self.name,
         )
+        if self.spare and recipe.products:
+            spare(recipe, first(recipe, context, self, SPARE_SAMPLES), self.spare)
+        return recipe
 
     def _observer(self) -> Observer:
         return Percentile(self.percentile) if self.calibrate == Percentile.name else OBSERVERS[self.calibrate]()

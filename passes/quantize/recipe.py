@@ -71,6 +71,7 @@ class Recipe:
         self.program = program
         self._chosen = frozenset(chosen).difference(verdict.slower)
         self._verdict = verdict
+        self._left: dict[str, str] = {}
         self._form = form
         self._corrected = corrected
         self._by = by
@@ -86,6 +87,12 @@ class Recipe:
             self._rewrite(whole, self._chosen)
             self.losses = losses(whole, program, batches())
 
+    def leave(self, product: str, reason: str) -> None:
+        """Let a product compute in float from now on."""
+        self._chosen -= {product}
+        self.products.remove(product)
+        self._left[product] = reason
+
     def apply(self, program: Program, but: Collection[str] = ()) -> Report:
         """Quantize a clone of the recipe's program in place; products named in ``but`` stay in float."""
         placement, parameters, texts = self._rewrite(program, self._chosen - frozenset(but))
@@ -99,7 +106,7 @@ class Recipe:
             if node.name in self._verdict.faster:
                 texts.setdefault(node, []).append(self._verdict.faster[node.name])
         back = dict.fromkeys(but, "back in float, since it costs too much quality in integers")
-        return _report(placement, parameters, texts, self._verdict.slower | back)
+        return _report(placement, parameters, texts, self._verdict.slower | self._left | back)
 
     def _rewrite(
         self, program: Program, chosen: Collection[str]

@@ -53,7 +53,7 @@ def ranking(recipe: Recipe, inputs: Sequence[tuple[torch.Tensor, ...]], track: T
     wants = [outputs_of(recipe.program(*batch)) for batch in inputs]
     found = {}
     for name in track(recipe.products):
-        found[name] = _ratio(recipe, [each for each in recipe.products if each != name], inputs, wants)
+        found[name] = signal_to_noise(recipe, [each for each in recipe.products if each != name], inputs, wants)
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
@@ -91,8 +91,8 @@ def sensitivity(
                 tuple(names_of(nodes[name])),
                 recipe.losses[name].sqnr_db,
                 ratio,
-                _ratio(recipe, [name], inputs, wants),
-                _ratio(recipe, list(alone)[:place], inputs, wants),
+                signal_to_noise(recipe, [name], inputs, wants),
+                signal_to_noise(recipe, list(alone)[:place], inputs, wants),
                 quality,
             )
         )
@@ -145,10 +145,10 @@ def first(recipe: Recipe, context: Context, by: Any, samples: int) -> list[tuple
     return found
 
 
-def _ratio(
+def signal_to_noise(
     recipe: Recipe, but: Sequence[str], inputs: Sequence[tuple[torch.Tensor, ...]], wants: Sequence[list[Any]]
 ) -> float:
-    """Of the outputs with some products in float, the worst."""
+    """The signal to noise of the outputs with some products in float, dB; of several outputs the worst."""
     trial = recipe.program.clone()
     recipe.apply(trial, but)
     gots = [outputs_of(trial(*batch)) for batch in inputs]

@@ -168,7 +168,7 @@ def _quantized(program: Program, text: str = "quantize", **given: Any) -> tuple[
 def test_a_product_in_float_reads_floats_and_keeps_small_weights() -> None:
     program = residual()
     slow = oracle(integers={13: 20e-6, 5: 1e-6})
-    result, report = _quantized(program, oracle=slow)
+    result, report = _quantized(program, "quantize{spare=0}", oracle=slow)
     for node in result.calls:
         if op_name(node) == "aten.conv2d":
             data, weight = node.args[:2]
@@ -182,7 +182,7 @@ def test_a_product_in_float_reads_floats_and_keeps_small_weights() -> None:
     assert report.metrics["integer_products"] == 1
     data = batches(program)[0]
     assert difference(program(*data), result(*data)).sqnr_db > 30
-    _, second = _quantized(result, oracle=slow)
+    _, second = _quantized(result, "quantize{spare=0}", oracle=slow)
     assert not second.changed, second.applied
 
 
