@@ -1,8 +1,9 @@
 """Accuracy of the real models in 8-bit integers: in torch, through the compiled artifact, and where the two disagree.
 
-Run as ``python -m benchmarks.quantization [MODEL ...] [-p PIPELINE] [--limit N] [--no-artifact]``. Calibrated with at
-most 300 samples that no accuracy is measured on, without labels; rows go to
-``benchmarks/history/quantization.jsonl``.
+Run as ``python -m benchmarks.quantization [MODEL ...] [-p PIPELINE] [--limit N] [--no-artifact] [--exact]``. Calibrated
+with at most 300 samples that no accuracy is measured on, without labels; rows go to
+``benchmarks/history/quantization.jsonl``. ``--exact`` also computes the quantized program without rounding between
+quantize nodes, in float64, and tells how far torch and the artifact are from that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 import shave
 from benchmarks.latency.history import append, machine, revision
@@ -27,7 +29,7 @@ HISTORY = Path(__file__).parent / "history" / "quantization.jsonl"
 SAMPLES = 300
 
 
-def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool) -> dict[str, Any]:
+def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool, exact: bool) -> dict[str, Any]:
     """One row."""
     inputs, labels = (each[:limit] for each in model.test_set())
     program = model.load()
@@ -49,7 +51,42 @@ def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool) 
             row["artifact_bytes"] = path.stat().st_size
         row["artifact"] = round(100 * float((compiled == labels).mean()), 2)
         row["disagree"] = round(100 * float((compiled != simulated).mean()), 2)
+        if exact:
+            truth = _classes(lambda batch: _InDoubles(small.module).run(torch.from_numpy(batch))[0].numpy(), inputs)
+            row["simulated_off_exact"] = round(100 * float((simulated != truth).mean()), 2)
+            row["artifact_off_exact"] = round(100 * float((compiled != truth).mean()), 2)
     return row
+
+
+class _InDoubles(fx.Interpreter):
+    """Computes in float64 whatever a program computes in float32."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _wide(super().get_attr(target, args, kwargs))
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _wide(super().placeholder(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        name = str(target)
+        if not name.startswith("quantized_decomposed"):
+            return super().call_function(target, args, kwargs)
+        if ".quantize_per_tensor" in name:
+            x, scale, zero, low, high, dtype = args
+            return (x / scale).round().add(zero).clamp(low, high).to(dtype)
+        if ".dequantize_per_tensor" in name:
+            return (args[0].double() - args[2]) * args[1]
+        # Weights: the operator wants its scales as they were.
+        narrow = [a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.float64 else a for a in args]
+        return _wide(super().call_function(target, tuple(narrow), kwargs))
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            return super().run_node(n)
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
 
 
 def _classes(run: Any, inputs: Array, batch: int = 20) -> Array:
@@ -73,11 +110,12 @@ def main() -> None:
     parser.add_argument("-p", "--pipeline", default="quantize")
     parser.add_argument("--limit", type=int, help="test samples to use; all by default")
     parser.add_argument("--no-artifact", action="store_true", help="only in torch")
+    parser.add_argument("--exact", action="store_true", help="also in float64")
     options = parser.parse_args()
     context = {"date": time.strftime("%Y-%m-%d"), "revision": revision(), "machine": machine()}
     for model in real_models():
         if not options.models or model.name in options.models:
-            row = measure(model, options.pipeline, options.limit, not options.no_artifact)
+            row = measure(model, options.pipeline, options.limit, not options.no_artifact, options.exact)
             append(HISTORY, json.dumps({**context, **row}))
             print(row, flush=True)
 
