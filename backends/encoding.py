@@ -5,6 +5,8 @@ A form is a kind with a few small tensors, its *parts*, and the packing that fol
 - ``lookup``: ``codes``, whole numbers of 1 to 8 bits packed as in :mod:`shave.ir.bits`, and ``codebook``
   [..., entries]: a table for each place of the leading axes, along which the codes are broadcast;
 - ``affine``: ``codes``, and ``scale`` and ``zero``, which broadcast against them: ``(code - zero) * scale``;
+- ``integers``: ``codes``, and ``low``, a number to add to each; its type (8 or 16 bits, or float32) is the weight's;
+- ``deflated``: ``stream``, the bytes of whole numbers of ``bits`` bits as zlib writes them;
 - ``narrow``: ``values`` in a narrower float type.
 
 Codes lie in the order of the program, without the zeros that kernels want between channels: a form packed ahead would
@@ -14,6 +16,7 @@ comes behind decoding, one weight at a time.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,20 +27,28 @@ import numpy.typing as npt
 
 from shave.backends.packing import AS_IT_IS, Packing
 from shave.backends.weights import numpy_dtype
-from shave.ir.bits import MAX_BITS, packed_size, unpack
+from shave.ir.bits import MAX_BITS, pack, packed_size, unpack
 from shave.ir.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 
-PARTS = {"lookup": ("codes", "codebook"), "affine": ("codes", "scale", "zero"), "narrow": ("values",)}
+PARTS = {
+    "lookup": ("codes", "codebook"),
+    "affine": ("codes", "scale", "zero"),
+    "integers": ("codes", "low"),
+    "deflated": ("stream",),
+    "narrow": ("values",),
+}
 """Kinds, and the parts of each."""
 MAX_GROWTH = 1024
 """Bytes that a byte of the stored parts may become: one bit for each float32, and zeros in most places of a block."""
 
 _NARROW = ("float16", "bfloat16")
 _PIECE = 1 << 18  # weights that are decoded at a time
+_LARGEST = {"int8": 127, "int16": 1 << 14, "float32": 1 << 14}  # whole numbers that codes may stand for, by type
 _LARGEST_ZERO = 1 << 23  # what float32 holds exactly, less any code
-_SAVING = 1024  # bytes; below that a weight stays as it is, and is used where it lies in the file
+_INFLATE = 1 << 18  # bytes of an array that zlib takes less than 2 ms for
+_SAVING, _SHARE = 256, 16  # bytes, and share of them: with less to save a weight is used where it lies in the file
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Encoding:
 
     Attributes:
         kind: One of :data:`PARTS`.
-        bits: Of a code; 0 where there are none.
+        bits: Of a code, or of a deflated number; 0 where there are none.
         view: The shape in which the codes are decoded.
         packing: What is done to the decoded values.
     """
@@ -58,7 +69,7 @@ class Encoding:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight; its dtype is float32."""
+        """Shape of the weight; its dtype is float32, or that of the integers."""
         return self.packing.shape(self.view)
 
     def check(self, name: str, parts: Mapping[str, Array]) -> None:
@@ -84,11 +95,23 @@ class Encoding:
             if self.bits or values.dtype.name not in _NARROW or values.shape != self.view:
                 raise ValueError(f"values {values.dtype} {list(values.shape)}")
             return
+        if self.kind == "deflated":
+            (stream,) = parts.values()
+            if self.bits not in (8, 16, 32) or stream.dtype != np.uint8 or stream.ndim != 1:
+                raise ValueError(f"{stream.dtype} {list(stream.shape)} for numbers of {self.bits} bits")
+            return
         codes, *others = parts.values()
         if not 1 <= self.bits <= MAX_BITS or codes.dtype != np.uint8:
             raise ValueError(f"codes of {self.bits} bits in {codes.dtype}")
         if codes.shape != (packed_size(prod(self.view), self.bits),):
             raise ValueError(f"codes {list(codes.shape)} for {list(self.view)} of {self.bits} bits")
+        if self.kind == "integers":
+            (low,) = others
+            if low.dtype.name not in _LARGEST or low.shape != (1,) or not float(low[0]).is_integer():
+                raise ValueError(f"{low.dtype} {list(low.shape)}")
+            if not -_LARGEST[low.dtype.name] - 1 <= low[0] <= _LARGEST[low.dtype.name] - (1 << self.bits) + 1:
+                raise ValueError(f"codes of {self.bits} bits on top of {low[0]} in {low.dtype}")
+            return
         for part in others:
             leading = part.shape[:-1] if self.kind == "lookup" else part.shape
             wanted = np.int32 if part is parts.get("zero") else np.float32
@@ -100,18 +123,22 @@ class Encoding:
             raise ValueError("a zero point is out of range")
 
     def decode(self, parts: Mapping[str, Array]) -> Array:
-        """Make the weight, float32; while it is packed there are two of it.
+        """Make the weight; while it is packed there are two of it.
 
         Raises:
-            ArtifactError: A code is beyond its table.
+            ArtifactError: A code is beyond its table, or a stream is not what was written.
         """
         return self.packing.apply(self._values(parts))
 
     def _values(self, parts: Mapping[str, Array]) -> Array:
         if self.kind == "narrow":
             return parts["values"].astype(np.float32)
+        if self.kind == "deflated":
+            return self._inflated(parts["stream"])
         codes, table, *more = parts.values()
         numbers = unpack(codes, self.bits, prod(self.view)).reshape(self.view)
+        if self.kind == "integers":
+            return self._integers(numbers, table)
         entries = table.shape[-1]
         if self.kind == "lookup" and entries < 1 << self.bits and numbers.size and int(numbers.max()) >= entries:
             raise ArtifactError(f"a code is beyond the {entries} entries of its table")
@@ -129,6 +156,23 @@ class Encoding:
                 # They are all within, so that clipping, which is faster than checking, never happens.
                 np.take(tables.reshape(-1), places, mode="clip", out=values[some])
         return values
+
+    def _integers(self, numbers: Array, low: Array) -> Array:
+        values = np.empty(self.view, low.dtype)
+        for some in self._pieces():
+            values[some] = numbers[some] + low.astype(np.int16)
+        return values
+
+    def _inflated(self, stream: Array) -> Array:
+        size = prod(self.view) * self.bits // 8
+        engine = zlib.decompressobj()
+        try:
+            content = engine.decompress(stream.tobytes(), size + 1)
+        except zlib.error as error:
+            raise ArtifactError(f"its stream is damaged: {error}") from error
+        if len(content) != size or not engine.eof or engine.unused_data:
+            raise ArtifactError(f"its stream does not hold {size} bytes")
+        return np.frombuffer(content, f"<i{self.bits // 8}").astype(f"int{self.bits}").reshape(self.view)
 
     def _pieces(self) -> Iterator[slice]:
         """Slices that cut the view along its first axis, so that what is computed on the way stays small."""
@@ -175,19 +219,42 @@ class Encoded:
 
     def stands_for(self, array: Array) -> bool:
         """Whether decoding gives an array to the last bit, and is smaller by enough to matter."""
-        if array.dtype != np.float32 or self.nbytes + _SAVING > array.nbytes:
+        if self.nbytes + max(_SAVING, array.nbytes // _SHARE) > array.nbytes:
             return False
         try:
             self.encoding.check("", self.parts)
         except ArtifactError:  # whoever loads it would refuse it too
             return False
         made = self.encoding.decode(self.parts)
-        return made.shape == array.shape and np.array_equal(made.view(np.uint32), array.view(np.uint32))
+        same = (made.shape, made.dtype) == (array.shape, array.dtype)
+        return same and made.tobytes() == array.tobytes()
+
+
+def integers(array: Array, dtype: str) -> Encoded:
+    """Whole numbers of at most 8 bits, in no more of them than their range takes; decoded as ``dtype``."""
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    bits = max(1, (high - low).bit_length())
+    low = min(low, _LARGEST[dtype] - (1 << bits) + 1)  # no code may stand for more than the type holds
+    codes = pack((array.astype(np.int16) - low).astype(np.uint8), bits)
+    return Encoded(Encoding("integers", bits, array.shape), {"codes": codes, "low": np.array([low], dtype)})
+
+
+def deflated(array: Array) -> Encoded | None:
+    """Small whole numbers, if that saves enough: most of them are close to zero, or zeros that fill up vectors.
+
+    Arrays of more than :data:`_INFLATE` bytes are left alone: they would take long to load.
+    """
+    if array.dtype.name not in ("int8", "int16", "int32") or array.nbytes > _INFLATE:
+        return None
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    stream = np.frombuffer(zlib.compress(little.tobytes(), 9), np.uint8)
+    encoded = Encoded(Encoding("deflated", 8 * array.itemsize, array.shape), {"stream": stream})
+    return encoded if encoded.stands_for(array) else None
 
 
 def narrow(array: Array) -> Encoded | None:
     """An array of float32 in a type of half the size, if that holds each of its values."""
-    if array.dtype != np.float32 or array.nbytes < 2 * _SAVING:
+    if array.dtype != np.float32 or array.nbytes < 2048:
         return None
     sample = array.reshape(-1)[:1024]
     for name in _NARROW:

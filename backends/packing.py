@@ -25,8 +25,10 @@ class Packing:
     Attributes:
         steps: Name and numbers of each: ``reshape`` (to a shape), ``pad`` (zeros behind, to a shape), ``transpose``
             (the order of the axes), ``diagonal`` (none: [a, m, r, c, ...] become blocks on the diagonal of zeros
-            [a, m, r, m, c, ...]) and ``blocks`` (a length: the first axis is cut in blocks of it, the last perhaps
-            shorter; in each the first two axes change places, and all are laid one behind the other, flat).
+            [a, m, r, m, c, ...]), ``shifts`` (none: the n elements of the last axis become [2 n - 1, n]: moved to the
+            front by n - 1 places, by one less ..., at last to the end by n - 1; zeros come in) and ``blocks`` (a
+            length: the first axis is cut in blocks of it, the last perhaps shorter; in each the first two axes change
+            places, and all are laid one behind the other, flat).
     """
 
     steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -46,6 +48,10 @@ class Packing:
     def diagonal(self) -> Packing:
         """Lay the matrices of the second axis on a diagonal."""
         return Packing((*self.steps, ("diagonal", ())))
+
+    def shifts(self) -> Packing:
+        """Repeat the last axis, moved by all distances that leave an element."""
+        return Packing((*self.steps, ("shifts", ())))
 
     def blocks(self, length: int) -> Packing:
         """Cut the first axis, and swap the first two in each block."""
@@ -70,6 +76,8 @@ class Packing:
                 now = numbers
             elif name == "diagonal" and not numbers and len(now) >= 4:
                 now = (*now[:3], now[1], *now[3:])
+            elif name == "shifts" and not numbers and now and now[-1]:
+                now = (*now[:-1], 2 * now[-1] - 1, now[-1])
             elif name == "transpose" and sorted(numbers) == list(range(len(now))):
                 now = tuple(now[k] for k in numbers)
             elif name == "blocks" and len(numbers) == 1 and numbers[0] > 0 and len(now) >= 2:
@@ -92,6 +100,8 @@ class Packing:
                 array = _padded(array, numbers)
             elif name == "diagonal":
                 array = _diagonal(array)
+            elif name == "shifts":
+                array = _shifts(array)
             elif name == "transpose":
                 array = array.transpose(numbers)
             else:
@@ -126,6 +136,16 @@ def _diagonal(array: Array) -> Array:
     each = np.arange(count)
     spread[:, each, :, each] = np.moveaxis(array, 1, 0)
     return spread
+
+
+def _shifts(array: Array) -> Array:
+    count = array.shape[-1]
+    made = np.zeros((*array.shape[:-1], 2 * count - 1, count), array.dtype)
+    for place in range(2 * count - 1):
+        distance = place - count + 1
+        inside = slice(max(0, distance), count + min(0, distance))
+        made[..., place, inside] = array[..., max(0, -distance) : count - max(0, distance)]
+    return made
 
 
 def _blocks(array: Array, length: int) -> Array:

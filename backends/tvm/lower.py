@@ -108,7 +108,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
         inputs, outputs = emitter.emit_graph()
         parameters = [*inputs, *weights.variables.values()]
         builder.emit_func_output(relax.Tuple(outputs), parameters)
-    module = _fused(builder.get())
+    module, arrays = _without_unused(_fused(builder.get()), len(inputs), weights)
     kernels = _calls(module, emitter, list(module[_BODY].params)[len(inputs) :])
     module = _as_functions(module)
     constants = list(module[_BODY].params)[len(inputs) :]
@@ -117,7 +117,8 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     kernels = [replace(call, name=names.get(call.name, call.name)) for call in kernels]
     module, plan = static(module) or (module, None)
     costs = () if program.dim_names else kernel_costs(program, kernels)
-    return Lowered(module, list(weights.arrays.items()), program.signature, kernels, plan, costs, weights.encoded)
+    encoded = {name: small for name, small in weights.encoded.items() if name in arrays}
+    return Lowered(module, list(arrays.items()), program.signature, kernels, plan, costs, encoded)
 
 
 def _is_anchor(node: fx.Node) -> bool:
@@ -143,6 +144,22 @@ def _fused(module: Any) -> Any:
             passes.FuseOps(),
         ]
     )(module)
+
+
+def _without_unused(module: Any, inputs: int, weights: Weights) -> tuple[Any, dict[str, Array]]:
+    """Drop the weights that nothing reads any more, such as integers that kernels read in an order of their own.
+
+    Returns:
+        The module, and the weights that are left.
+    """
+    body = module[_BODY]
+    read = set(relax.analysis.free_vars(body.body))
+    constants = dict(zip(weights.arrays, list(body.params)[inputs:], strict=True))
+    kept = {name: variable for name, variable in constants.items() if variable in read}
+    parameters = [*list(body.params)[:inputs], *kept.values()]
+    function = relax.Function(parameters, body.body, body.ret_ty, body.is_pure, body.attrs)
+    functions = {**module.functions, module.get_global_var(_BODY): function}
+    return tvm.IRModule(functions, attrs=module.attrs), {name: weights.arrays[name] for name in kept}
 
 
 def _as_functions(module: Any) -> Any:

@@ -9,6 +9,7 @@ float op, quantize; ConvInteger and MatMulInteger are int32 convolution and prod
 as ONNX demands.
 """
 
+from math import prod
 from typing import cast
 
 import numpy as np
@@ -148,6 +149,7 @@ def _is_scalar(values: Value) -> bool:
 
 
 def _quantize(x: Tensor, scale: Value, zero_point: Value | None, kind: str, axis: int, block: int) -> Tensor:
+    _check(scale, zero_point, kind)
     dtype, low, high = _INTEGERS[kind]
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         x = x.to(torch.float32)
@@ -167,6 +169,7 @@ def _dequantize(x: Value, scale: Value, zero_point: Value | None, axis: int, blo
     kind, q = _kind(x), as_tensor(x)
     if kind not in _INTEGERS:
         return q.to(torch.float32) * _spread(_cast(scale, torch.float32), q, axis, block)
+    _check(scale, zero_point, kind)
     dtype, low, high = _INTEGERS[kind]
     if _is_scalar(scale) and not block:
         if is_host(scale) and is_host(zero_point):
@@ -180,6 +183,29 @@ def _dequantize(x: Value, scale: Value, zero_point: Value | None, axis: int, blo
         return cast(Tensor, _Q.dequantize_per_channel(q, scales, zeros, axis % q.ndim, low, high, dtype))
     scales, zeros = (_spread(values, q, axis, block) for values in _parameters(scale, zero_point))
     return (q.to(torch.float32) - zeros) * scales
+
+
+def _check(scale: Value, zero_point: Value | None, kind: str) -> None:
+    """Refuse a scale or zero point that stands for no mapping of reals onto integers of a kind.
+
+    Raises:
+        ValueError: Says what is wrong with which of the two.
+    """
+    if _kind(scale) not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"its scale is of type {_kind(scale)}, but has to be a float")
+    if is_host(scale):
+        values = np.asarray(scale).astype(np.float64).ravel()
+        wrong = values[~(np.isfinite(values) & (values > 0))]
+        if wrong.size:
+            raise ValueError(f"its scale is {wrong[0]:g}, but has to be finite and above 0")
+    if zero_point is None:
+        return
+    holds = _INTEGERS.get(_kind(zero_point))
+    if holds is None or holds[0] is not _INTEGERS[kind][0]:  # where traced, 2 and 4 bits are 8
+        raise ValueError(f"its zero point is of type {_kind(zero_point)}, but the integers are of type {kind}")
+    given, wanted = (prod(map(int, each.shape)) for each in (zero_point, scale))
+    if given != wanted:
+        raise ValueError(f"it has {given} zero points for {wanted} scales")
 
 
 def _numbers(scale: Value, zero_point: Value | None) -> tuple[float, int]:

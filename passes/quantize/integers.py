@@ -92,12 +92,9 @@ def insert(rewriter: Rewriter, integers: Integers, weight: fx.Node, name: str, b
             sources=[weight],
         )
     scales = rewriter.weight(f"{name}_scale", integers.scales, sources=[weight])
-    zeros = rewriter.weight(
-        f"{name}_zero_point", torch.zeros(len(integers.scales), dtype=torch.int64), sources=[weight]
-    )
     return rewriter.call(
         _Q.dequantize_per_channel.default,
-        (stored, scales, zeros, integers.axis, *ends),
+        (stored, scales, None, integers.axis, *ends),  # symmetric: no zero points
         before=before,
         sources=[weight],
     )

@@ -129,7 +129,7 @@ class _Placer:
             return False, "it depends on weights alone: fold-constants computes it"
         if weights and not _is_weight(weights[0]):
             return False, "its weights are computed from others: fold-constants makes them plain"
-        if any(_is_dequantized(each) for each in factors if each not in weights):
+        if any(_is_dequantized(self._moved(each)) for each in factors if each not in weights):
             return False, "what it reads is quantized already"
         if not weights and operands.axis == 0:
             return False, "its weights depend on the inputs"
@@ -204,6 +204,12 @@ class _Placer:
         if node in self._readers:
             return True
         return any(user in self._flows and self._epilogues.at_hand.get(user) is node for user in node.users)
+
+    def _moved(self, value: fx.Node) -> fx.Node:
+        """The value of which another one has the elements, in another order or shape."""
+        while self._kinds.get(value) is Kind.MOVEMENT and len(self._epilogues.activations(value)) == 1:
+            (value,) = self._epilogues.activations(value)
+        return value
 
     def _is_border(self, value: fx.Node) -> bool:
         if any(user not in self._readers[value] for user in value.users):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shave.backends.artifact import MANIFEST, WEIGHTS, open_artifact
-from shave.backends.encoding import Encoded, Encoding, narrow
+from shave.backends.encoding import Encoded, Encoding, deflated, integers, narrow
 from shave.backends.packing import Packing
 from shave.backends.targets import resolve
 from shave.backends.weights import decode
@@ -93,6 +94,85 @@ def test_narrow_floats_are_found(dtype: Any) -> None:
     assert narrow(values) is None
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "float32"])
+@pytest.mark.parametrize(
+    ("low", "high", "bits"), [(-7, 7, 4), (-127, 127, 8), (-128, 127, 8), (0, 1, 1), (120, 127, 3), (5, 5, 1)]
+)
+def test_integers_take_as_many_bits_as_their_range(dtype: str, low: int, high: int, bits: int) -> None:
+    values = RNG.integers(low, high + 1, (40, 9, 5)).astype(np.int8)
+    values[0, 0, :2] = low, high
+    encoded = integers(values, dtype)
+    encoded.encoding.check("w", encoded.parts)
+    assert encoded.parts["codes"].nbytes == -(-values.size * bits // 8)
+    packing = Packing().pad(48, 9, 5).reshape(3, 16, 9, 5).transpose(0, 2, 3, 1)
+    wanted = packing.apply(values.astype(dtype))
+    found = encoded.then(packing).encoding.decode(encoded.parts)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+    assert encoded.then(packing).stands_for(wanted) == (encoded.nbytes + 256 <= wanted.nbytes)
+    assert not encoded.then(packing).stands_for(wanted.astype("int32"))
+
+
+@pytest.mark.parametrize(
+    ("low", "dtype"),
+    [(100, "int8"), (1 << 14, "int16"), (np.nan, "float32"), (np.inf, "float32"), (0.5, "float32")],
+)
+def test_integers_beyond_their_type_are_refused(low: float, dtype: str) -> None:
+    good = integers(RNG.integers(0, 32, (40, 9, 5)).astype(np.int8), "int8")
+    parts = {**good.parts, "low": np.array([low], dtype)}
+    with pytest.raises(ArtifactError, match=r"cannot be decoded: (codes of 5 bits on top of|float32 \[1\])"):
+        good.encoding.check("w", parts)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_numbers_close_to_zero_are_deflated(dtype: str, tmp_path: Path) -> None:
+    values = np.rint(RNG.normal(size=(40, 9, 11)) * 20).astype(dtype)
+    values[::3] = 0
+    encoded = deflated(values)
+    assert encoded is not None
+    assert encoded.nbytes < 0.8 * values.nbytes
+    encoded.encoding.check("w", encoded.parts)
+    packing = Packing().pad(48, 9, 11)
+    weight, _ = opened(tmp_path, content(encoded.then(packing))).weights
+    assert weight.dtype == values.dtype
+    np.testing.assert_array_equal(weight, packing.apply(values))
+
+
+def test_what_zlib_makes_no_smaller_or_takes_long_for_is_left() -> None:
+    assert deflated(RNG.integers(-128, 128, 8000).astype(np.int8)) is None
+    assert deflated(np.zeros(1 << 19, np.int8)) is None
+    assert deflated(np.zeros(5000, np.float32)) is None
+    assert deflated(np.zeros(100, np.int8)) is None
+
+
+@pytest.mark.parametrize(
+    ("stream", "bits", "message"),
+    [
+        (lambda good: good[:-5], 8, "does not hold 3960 bytes"),
+        (lambda good: good[5:], 8, "is damaged"),
+        (lambda good: np.append(good, good), 8, "does not hold 3960 bytes"),
+        (lambda good: good, 16, "does not hold 7920 bytes"),
+        (lambda good: np.frombuffer(zlib.compress(bytes(1 << 21)), np.uint8), 8, "does not hold 3960 bytes"),
+    ],
+    ids=["cut off", "no beginning", "twice", "too short", "too long"],
+)
+def test_damaged_streams_are_refused(stream: Any, bits: int, message: str) -> None:
+    good = deflated(np.zeros(SHAPE, np.int8) + np.arange(11, dtype=np.int8))
+    assert good is not None
+    with pytest.raises(ArtifactError, match=message):
+        Encoding("deflated", bits, SHAPE).decode({"stream": stream(good.parts["stream"])})
+    for kind, what in ((np.int8, "int8"), (np.uint8, r"uint8 \[1, ")):
+        with pytest.raises(ArtifactError, match=f"cannot be decoded: {what}.* for numbers of 8 bits"):
+            good.encoding.check("w", {"stream": good.parts["stream"][None].astype(kind)})
+
+
+def test_little_to_save_is_not_worth_decoding() -> None:
+    values = RNG.integers(-127, 128, (1000, 64)).astype(np.int8)
+    values[0, :2] = -127, 127
+    packing = Packing().pad(1008, 64)
+    assert not integers(values, "int8").then(packing).stands_for(packing.apply(values))
+
+
 def test_numbers_beyond_float16_are_not_cut_off() -> None:
     assert narrow(np.full((50, 60), 70001, np.float32)) is None
 
@@ -118,7 +198,12 @@ def opened(tmp_path: Path, data: bytes) -> Any:
     return open_artifact(path)
 
 
-@pytest.mark.parametrize("make", [lookup, affine])
+def whole(bits: int, lead: tuple[int, ...]) -> tuple[Encoded, Any]:
+    values = RNG.integers(0, 2**bits, SHAPE).astype(np.int8)
+    return integers(values, "int8"), values
+
+
+@pytest.mark.parametrize("make", [lookup, affine, whole])
 def test_artifacts_store_the_small_form(make: Any, tmp_path: Path) -> None:
     encoded, wanted = make(3, (40, 1, 1))
     packing = Packing().pad(48, 9, 11).reshape(3, 16, 99).transpose(0, 2, 1)

@@ -33,6 +33,18 @@ def test_matrices_on_a_diagonal() -> None:
     assert packing.shape(array.shape) == wanted.shape
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shifts_of_the_last_axis(count: int) -> None:
+    array = np.arange(3 * count).reshape(3, count) + 1
+    wanted = np.zeros((3, 2 * count - 1, count), array.dtype)
+    for row, distance, place in np.ndindex(*wanted.shape):
+        source = place - (distance - count + 1)
+        if 0 <= source < count:
+            wanted[row, distance, place] = array[row, source]
+    np.testing.assert_array_equal(Packing().shifts().apply(array), wanted)
+    assert Packing().shifts().shape(array.shape) == wanted.shape
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 10])
 def test_blocks_of_the_first_axis(length: int) -> None:
     array = np.arange(7 * 3 * 4).reshape(7, 3, 4)
@@ -62,7 +74,7 @@ def test_steps_follow_one_another_and_survive_as_json() -> None:
         ("reshape", (7,)), ("reshape", (-1,)), ("reshape", ("30",)), ("reshape", (30.0,)), ("reshape", (True, 30)),
         ("reshape", (1,) * 29 + (30,)), ("pad", (2, 3)), ("pad", (1, 3, 5)), ("pad", (2, 3, 5, 1)),
         ("transpose", (0, 1)), ("transpose", (0, 1, 1)), ("transpose", (0, 1, 3)), ("diagonal", ()), ("blocks", (0,)),
-        ("blocks", ()), ("take", (0,)), ("__class__", ()),
+        ("shifts", (1,)), ("blocks", ()), ("take", (0,)), ("__class__", ()),
     ],
 )  # fmt: skip
 def test_steps_that_make_no_sense(step: tuple[str, tuple[int, ...]]) -> None:

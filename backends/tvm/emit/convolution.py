@@ -202,10 +202,11 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
         batch if isinstance(batch, int) else None, cast(int, channels), out_channels, tuple(cast("list[int]", spatial)),
         tuple(weight.shape[2:]), a.stride, a.padding, a.dilation, a.groups, plain_input=quads, dtype="uint8",
     )  # fmt: skip
-    family = family_of(shape, target)
+    family: Any = family_of(shape, target)
+    held = f"{weights.node.target}.integers{'.quads' * quads}"
     inputs = [
         _quads(emitter, node, a.x) if quads else emitter.blocked(a.x),
-        emitter.weights.add(f"{weights.node.target}.integers{'.quads' * quads}", family.pack(weight, shape, target)),
+        emitter.integers(held, weight, family.pack(weight, shape, target), family.packing(shape, target)),
         emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
     ]
     region = emitter.region(node)

@@ -93,18 +93,18 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
     left = emitter.reshape(emitter.plain(source), (rows, inner))
     scale = None
+    packing = matmul.packing(shape, emitter.target)
+    packing = Packing().transpose(1, 0).then(packing) if linear else packing
     if integers is None:
-        packing = matmul.packing(shape, emitter.target)
-        packed = emitter.packed(name, b, Packing().transpose(1, 0).then(packing) if linear else packing)
-        inputs = [emitter.as_float32(node, left), packed]
+        inputs = [emitter.as_float32(node, left), emitter.packed(name, b, packing)]
     else:
-        weight = cast(torch.Tensor, emitter.constant(integers.weights.node)).numpy()
-        weight = weight.T if linear else weight
+        codes = cast(torch.Tensor, emitter.constant(integers.weights.node)).numpy()
+        weight = codes.T if linear else codes
         held = f"{integers.weights.node.target}.{name}"
         corrections = matmul.corrections(weight, integers.x.zero_point, emitter.target)
         inputs = [
             left,
-            emitter.weights.add(held, matmul.pack(weight, shape, emitter.target)),
+            emitter.integers(held, codes, matmul.pack(weight, shape, emitter.target), packing),
             emitter.weights.add(f"{node.name}.corrections", corrections),
         ]
         scale = np.broadcast_to(integers.weights.scales * np.float32(integers.x.scale), columns)

@@ -8,12 +8,11 @@ both sides to 16 bits and adding pairs. Instructions that saturate on their way 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from shave.backends.packing import AS_IT_IS, Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T, tirx
 
@@ -48,8 +47,11 @@ class Arithmetic(ABC):
         """
 
     @abstractmethod
-    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Weights [..., channels, lanes] in the order of steps; the channels are a multiple of ``depth``."""
+    def packing(self, shape: Sequence[int]) -> Packing:
+        """What brings weights [..., channels, lanes] of a shape to the order of steps, [..., steps, lanes, depth].
+
+        The channels are a multiple of ``depth``, which is an axis only where it is more than 1.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class FusedFloats(Arithmetic):
         """One multiply-add of each lane."""
         return total + T.broadcast(x, int(weight.ty.dtype.lanes)) * weight
 
-    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def packing(self, shape: Sequence[int]) -> Packing:
         """As they are."""
-        return weight
+        return AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ class DotOfFour(Arithmetic):
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
         return T.call_llvm_pure_intrin(str(total.ty.dtype), number, total, x, weight)
 
-    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def packing(self, shape: Sequence[int]) -> Packing:
         """[..., steps, lanes, 4]."""
-        *lead, channels, lanes = weight.shape
-        steps: npt.NDArray[Any] = weight.reshape(*lead, channels // 4, 4, lanes).swapaxes(-1, -2)
-        return steps
+        *lead, channels, lanes = shape
+        n = len(lead) + 1
+        return Packing().reshape(*lead, channels // 4, 4, lanes).transpose(*range(n), n + 1, n)
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,12 @@ class WidenedPairs(Arithmetic):
             total = total + T.call_llvm_pure_intrin(f"int32x{lanes}", number, left, part)
         return total
 
-    def packed(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def packing(self, shape: Sequence[int]) -> Packing:
         """[..., steps, lanes, 4]; in truth [parity, lanes, 2]: channels 0 and 2 of each lane, then 1 and 3."""
-        *lead, channels, lanes = weight.shape
-        split = weight.reshape(*lead, channels // 4, 2, 2, lanes)
-        return np.moveaxis(split, -3, -1).reshape(*lead, channels // 4, lanes, 4)
+        *lead, channels, lanes = shape
+        n = len(lead) + 1
+        split = Packing().reshape(*lead, channels // 4, 2, 2, lanes).transpose(*range(n), n + 1, n + 2, n)
+        return split.reshape(*lead, channels // 4, lanes, 4)
 
 
 def _word(x: Expr) -> Expr:

@@ -94,7 +94,8 @@ def packing(shape: ConvShape, target: Target) -> Packing:
 
     Returns:
         To [output blocks, input blocks of a group, *kernel, channels of an input block, lanes], zeros where a block has
-        no channel or two channels belong to different groups of a merged group.
+        no channel or two channels belong to different groups of a merged group. Channels of a step of integers lie side
+        by side, so that the last axes are [steps, lanes, channels of a step].
     """
     lanes, kernel, groups = target.lanes, shape.kernel, shape.groups
     blocks = blocks_of(shape, lanes)
@@ -107,23 +108,19 @@ def packing(shape: ConvShape, target: Target) -> Packing:
         steps = steps.reshape(groups, inputs, outputs, *kernel).transpose(0, 2, 1, *range(3, 3 + len(kernel)))
     if merged > 1:
         steps = steps.reshape(blocks.groups, merged, outputs, inputs, *kernel).diagonal()
-    return (
+    steps = (
         steps.reshape(blocks.groups, merged * outputs, merged * inputs, *kernel)
         .pad(blocks.groups, blocks.output_blocks * lanes, blocks.input_blocks * width, *kernel)
         .reshape(blocks.groups, blocks.output_blocks, lanes, blocks.input_blocks, width, *kernel)
         .transpose(0, 1, 3, *taps, 4, 2)
         .reshape(blocks.groups * blocks.output_blocks, blocks.input_blocks, *kernel, width, lanes)
     )
+    return steps.then(arithmetic_of(shape.dtype, target).packing(steps.shape(shape.weight_shape)))
 
 
 def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
-    """Pack weights, ``shape.weight_shape``, float32 or int8; see :func:`packing`.
-
-    Channels of a step of integers lie side by side, so that the last axes are [steps, lanes, channels of a step].
-    """
-    arithmetic = arithmetic_of(shape.dtype, target)
-    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
-    return np.ascontiguousarray(arithmetic.packed(plain))
+    """Pack weights, ``shape.weight_shape``, float32 or int8; see :func:`packing`."""
+    return packing(shape, target).apply(weight.astype(arithmetic_of(shape.dtype, target).weights, copy=False))
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

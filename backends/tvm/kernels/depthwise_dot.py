@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
 from shave.backends.tvm.kernels import depthwise
@@ -115,21 +116,22 @@ def default(shape: ConvShape, target: Target) -> DepthwiseDotSchedule:
     return candidates(shape, target)[0]
 
 
-def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
+def packing(shape: ConvShape, target: Target) -> Packing:
     """Weights [C, 1, height, width] as the kernel reads them.
 
     Returns:
-        [blocks, height, quads of taps, 7 shifts from -3 on, lanes, 4], int8. Shifted by s, a vector holds taps from s
+        To [blocks, height, quads of taps, 7 shifts from -3 on, lanes, 4]. Shifted by s, a vector holds taps from s
         fewer than the first of its quad on.
     """
     lanes, (height, width) = target.lanes, shape.kernel
     blocks, quads = ceil_div(shape.in_channels, lanes), ceil_div(width, PIXELS)
-    made = np.zeros((blocks * lanes, height, quads, 2 * PIXELS - 1, PIXELS), np.int8)
-    for quad, shift, place in np.ndindex(*made.shape[2:]):
-        tap = quad * PIXELS + place - (shift - PIXELS + 1)
-        if quad * PIXELS <= tap < min((quad + 1) * PIXELS, width):
-            made[: shape.in_channels, :, quad, shift, place] = weight[:, 0, :, tap]
-    return np.ascontiguousarray(np.moveaxis(made.reshape(blocks, lanes, *made.shape[1:]), 1, -2))
+    steps = Packing().reshape(shape.in_channels, height, width).pad(blocks * lanes, height, quads * PIXELS)
+    return steps.reshape(blocks, lanes, height, quads, PIXELS).shifts().transpose(0, 2, 3, 4, 1, 5)
+
+
+def pack(weight: Array, shape: ConvShape, target: Target) -> Array:
+    """Pack weights, int8; see :func:`packing`."""
+    return packing(shape, target).apply(weight.astype(np.int8, copy=False))
 
 
 def reference(x: Array, weight: Array, shape: ConvShape, epilogue: Epilogue, operands: Sequence[Array]) -> Array:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -200,12 +201,16 @@ def packing(shape: MatmulShape, target: Target) -> Packing:
     """B [inner, columns] as the kernel reads it: block of K after block, each [panels, depth, lanes].
 
     The result is flat; it has zeros beyond the last column, and integers have them beyond the last row up to a whole
-    step.
+    step, whose rows lie side by side.
     """
     panels = ceil_div(shape.columns, target.lanes)
     inner = _packed_inner(shape, target)
     steps = Packing().pad(inner, panels * target.lanes).reshape(inner, panels, target.lanes)
-    return steps.blocks(depth(shape, target) if shape.dtype == "float32" else inner)
+    if shape.dtype == "float32":
+        return steps.blocks(depth(shape, target))
+    panel = (panels, inner, target.lanes)
+    order = steps.blocks(inner).reshape(*panel).then(arithmetic_of(shape.dtype, target).packing(panel))
+    return order.reshape(prod(panel))
 
 
 def _packed_inner(shape: MatmulShape, target: Target) -> int:
@@ -215,14 +220,8 @@ def _packed_inner(shape: MatmulShape, target: Target) -> int:
 
 
 def pack(weight: Array, shape: MatmulShape, target: Target) -> Array:
-    """Pack weights, B [inner, columns], float32 or int8; see :func:`packing`. Integers of a step lie side by side."""
-    arithmetic = arithmetic_of(shape.dtype, target)
-    plain = packing(shape, target).apply(weight.astype(arithmetic.weights, copy=False))
-    if arithmetic.depth == 1:
-        return plain
-    return np.ascontiguousarray(
-        arithmetic.packed(plain.reshape(-1, _packed_inner(shape, target), target.lanes))
-    ).ravel()
+    """Pack weights, B [inner, columns], float32 or int8; see :func:`packing`."""
+    return packing(shape, target).apply(weight.astype(arithmetic_of(shape.dtype, target).weights, copy=False))
 
 
 def corrections(weight: Array, zero_point: int, target: Target) -> Array:

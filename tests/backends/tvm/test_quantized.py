@@ -13,6 +13,7 @@ from shave.backends.tvm.lower import lower
 from shave.backends.tvm.quantized import product_of
 from shave.ir.from_torch import trace
 from shave.ir.ops import op_name
+from shave.passes.manager import PassManager
 from tests.backends.tvm.compiled import Compiled, host
 
 Q = torch.ops.quantized_decomposed
@@ -164,6 +165,29 @@ def test_nothing_is_float_between_two_layers():
     names = [call.name for call in Compiled(program_of(forward, shape, layers)).lowered.kernels]
     assert [name.partition("_")[0] for name in names] == ["fused", "conv", "conv", "conv", "fused"]
     assert "dequantize" not in names[0]
+
+
+@needs_integers
+@pytest.mark.parametrize(("forward", "shape", "layers"), CASES.values(), ids=CASES)
+def test_nothing_is_stored_that_no_kernel_reads(forward, shape, layers):
+    lowered = lower(program_of(forward, shape, layers), host())
+    held = [array.dtype.name for _, array in lowered.weights]
+    assert "int64" not in held
+    assert held.count("int8") <= len(layers)
+
+
+@needs_integers
+@pytest.mark.parametrize(("groups", "bits"), [(1, 4), (96, 8), (96, 4)])
+def test_integers_are_stored_without_the_zeros_of_kernels(groups, bits):
+    layer = nn.Conv2d(96, 96, 3, padding=1, groups=groups)
+    program = trace(layer.eval(), (image(1, 96, 9, 7),))
+    small = PassManager(f"quantize{{bits={bits}}}").run(program, calibration=[image(1, 96, 9, 7)])
+    lowered = lower(small, host())
+    (name,) = (name for name, small in lowered.encoded.items() if small.encoding.kind == "integers")
+    assert lowered.encoded[name].parts["codes"].nbytes == layer.weight.numel() * bits // 8
+    x = image(1, 96, 9, 7)
+    (found,), expected = Compiled(small)(x), small(x)
+    assert (found - expected).abs().max() < 1e-4
 
 
 @needs_integers

@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+import shave
 from shave.ir.errors import ReadError
 from shave.ir.from_onnx.export import export_onnx
 from tests.ir.from_onnx.runtime import assert_like_runtime, export_and_run, graph_model, one_node_model, run_in_runtime
@@ -217,4 +218,69 @@ def test_unknown_target_type_is_named():
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)])
     with pytest.raises(ReadError, match=r"node 'to_four' \(QuantizeLinear\): quantizing to float4_e2m1fn"):
+        export_onnx(model)
+
+
+BAD_PARAMETERS = {
+    "zero point of another type": (
+        SCALE,
+        np.array(3, np.int8),
+        "zero point is of type int8, but the integers are .* uint8",
+    ),
+    "zero point of no integer type": (SCALE, np.array(3, np.float32), "zero point is of type float32"),
+    "scale of integers": (
+        np.array(1, np.int32),
+        np.array(3, np.uint8),
+        "scale is of type int32, but has to be a float",
+    ),
+    "scale of zero": (np.array(0, np.float32), None, "scale is 0, but has to be finite and above 0"),
+    "negative scale": (np.array(-0.1, np.float32), None, "scale is -0.1, but has to be finite"),
+    "NaN": (np.array(np.nan, np.float32), None, "scale is nan"),
+    "infinity": (np.array(np.inf, np.float32), None, "scale is inf"),
+    "one of many": (np.array([0.5, 1, 0, 2, 1], np.float32), np.zeros(5, np.uint8), "scale is 0, but"),
+    "zero points of another number": (SCALES, np.zeros(4, np.uint8), "it has 4 zero points for 5 scales"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:weights hold NaN or infinity")
+@pytest.mark.parametrize(("scale", "zero", "message"), BAD_PARAMETERS.values(), ids=BAD_PARAMETERS)
+@pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear"])
+def test_parameters_that_make_no_sense_are_told_in_one_line(op, scale, zero, message, tmp_path):
+    if op == "QuantizeLinear" and zero is not None and zero.dtype != np.uint8 and scale is SCALE:
+        zero, message = (
+            np.array(3, np.float32),
+            "quantizing to float32 is not supported",
+        )  # it tells what integers to take
+    constants = {"s": scale} | ({} if zero is None else {"z": zero})
+    given = X if op == "QuantizeLinear" else draw(np.uint8, *X.shape)
+    node = onnx.helper.make_node(op, ["x", *constants], ["y"], name="the_node", axis=1)
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.helper.np_dtype_to_tensor_dtype(given.dtype), X.shape)],
+        [onnx.helper.make_tensor_value_info("y", 0, X.shape)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]), tmp_path / "bad.onnx")
+    with pytest.raises(ReadError, match=rf"bad.onnx.*node 'the_node' \({op}\): .*{message}") as caught:
+        shave.read(tmp_path / "bad.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("what", ["scale", "zero point"])
+def test_fused_operators_name_the_node_too(place, what):
+    x, w = draw(np.uint8, 1, 3, 5, 5), draw(np.int8, 4, 3, 3, 3)
+    scales = [np.array(0.1, np.float32) for _ in range(3)]
+    zeros = [np.array(0, kind) for kind in (np.uint8, np.int8, np.uint8)]
+    if what == "scale":
+        scales[place] = np.array(-1, np.float32)
+    else:
+        zeros[place] = np.array(0, [np.int8, np.uint8, np.int32][place])
+    if (what, place) == ("zero point", 2):
+        zeros[2] = np.array(0.0, np.float32)
+    names = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"]
+    constants = dict(zip(["xs", "ws", "ys", "xz", "wz", "yz"], [*scales, *zeros], strict=True)) | {"w": w}
+    model = one_node_model("QLinearConv", {"x": x}, constants, order=names)
+    with pytest.raises(ReadError, match=rf"node 'the_node' \(QLinearConv\): .*{what}"):
         export_onnx(model)
