@@ -48,7 +48,7 @@ _PIECE = 1 << 18  # weights that are decoded at a time
 _LARGEST = {"int8": 127, "int16": 1 << 14, "float32": 1 << 14}  # whole numbers that codes may stand for, by type
 _LARGEST_ZERO = 1 << 23  # what float32 holds exactly, less any code
 _INFLATE = 1 << 18  # bytes of an array that zlib takes less than 2 ms for
-_SAVING, _SHARE = 256, 16  # bytes, and share of them: with less to save a weight is used where it lies in the file
+_SAVING, _SHARE = 128, 32  # bytes, and share of them: with less to save a weight is used where it lies in the file
 
 
 @dataclass(frozen=True)

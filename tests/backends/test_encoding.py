@@ -109,7 +109,7 @@ def test_integers_take_as_many_bits_as_their_range(dtype: str, low: int, high: i
     found = encoded.then(packing).encoding.decode(encoded.parts)
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(found, wanted)
-    assert encoded.then(packing).stands_for(wanted) == (encoded.nbytes + 256 <= wanted.nbytes)
+    assert encoded.then(packing).stands_for(wanted) == (encoded.nbytes + 128 <= wanted.nbytes)
     assert not encoded.then(packing).stands_for(wanted.astype("int32"))
 
 
