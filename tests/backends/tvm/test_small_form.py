@@ -136,6 +136,20 @@ def test_four_bits_in_groups_take_half_a_byte_each() -> None:
     np.testing.assert_array_equal(form.encoding.decode(form.parts), lower(plain, TARGET).weights[0][1])
 
 
+@pytest.mark.parametrize(("text", "bits"), [("bits=4 group=32", 4), ("bits=3 group=24", 3), ("bits=4", 4)])
+def test_weights_alone_in_few_bits_are_packed_in_artifacts(text: str, bits: int, tmp_path: Path) -> None:
+    layer = torch.nn.Linear(96, 40)
+    program = shave.trace(layer.eval(), (torch.randn(3, 96),))
+    small = shave.PassManager(f"quantize-weights{{{text}}}").run(program)
+    (form,) = lower(small, TARGET).encoded.values()
+    assert form.encoding.kind == "affine"
+    assert form.parts["codes"].nbytes == layer.weight.numel() * bits // 8
+    path = tmp_path / "small.shave"
+    shave.compile(small).save(path)
+    x = torch.randn(3, 96)
+    np.testing.assert_allclose(shave.load(path)(x.numpy()), small(x).detach().numpy(), rtol=1e-5, atol=1e-5)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_floats_stay_half(dtype: torch.dtype) -> None:
     # Out of float16's range, what fits bfloat16 fits nothing else.
