@@ -17,6 +17,7 @@ POSITIONS = 64
 """Rows that one sample gives at most: what lies close by is alike."""
 _DAMPING = 1e-2
 _BLOCK = 64
+_SWEEPS = 10
 
 
 class Gram:
@@ -77,7 +78,8 @@ def to_least_error(
     """Round weights one by one, and let those that follow make up for the error of each.
 
     E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ", ICLR 2023, algorithm 1: exact second-order rounding in a
-    fixed order, with the same aim as AdaRound's (M. Nagel et al., ICML 2020).
+    fixed order, with the same aim as AdaRound's (M. Nagel et al., ICML 2020). Then weights are rounded anew one after
+    the other, given all others, until none moves.
 
     Args:
         rows: Weights [outputs, features].
@@ -105,10 +107,28 @@ def to_least_error(
             left[:, column + 1 : end] -= torch.outer(error, upper[column, column + 1 : end])
             errors[:, column - start] = error
         left[:, end:] -= errors @ upper[start:end, end:]
+    integers = _settled(integers, rows.double(), steps, scheme, damped)
     nearest = torch.round(rows.double() / steps).clamp(scheme.low, scheme.high)
     power = max(_quadratic(rows.double(), gram), 1e-300)
     before, after = (_quadratic(rows.double() - found * steps, gram) / power for found in (nearest, integers))
     return (integers, before, after) if after < before else (nearest, before, before)
+
+
+def _settled(
+    integers: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor, scheme: Scheme, gram: torch.Tensor
+) -> torch.Tensor:
+    """Descend along one weight at a time; each takes the integer that is best for the others as they are."""
+    slopes = (rows - integers * steps) @ gram
+    for _ in range(_SWEEPS):
+        before = integers.clone()
+        for column in range(rows.shape[1]):
+            step, old = steps[:, column], integers[:, column]
+            best = torch.round(old + slopes[:, column] / (gram[column, column] * step)).clamp(scheme.low, scheme.high)
+            slopes -= torch.outer((best - old) * step, gram[column])
+            integers[:, column] = best
+        if torch.equal(integers, before):
+            break
+    return integers
 
 
 def _quadratic(rows: torch.Tensor, gram: torch.Tensor) -> float:

@@ -52,6 +52,24 @@ def test_second_order_rounding_is_near_the_best_of_all_roundings() -> None:
     assert total < best + 0.5 * (nearest - best)
 
 
+def test_no_weight_can_be_rounded_otherwise_with_less_error() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(200, 9, generator=generator, dtype=torch.float64) @ torch.randn(9, 9, generator=generator).double()
+    rows, scheme = torch.randn(13, 9, generator=generator), weight_scheme(3)
+    scales = (rows.abs().amax(1, keepdim=True) / 3).expand(rows.shape)
+    integers, _, _ = to_least_error(rows, scales, scheme, x.T @ x)
+    aim = torch.linalg.cholesky(x.T @ x + 1e-2 * (x.T @ x).diagonal().mean() * torch.eye(9))
+
+    def error(found: torch.Tensor) -> torch.Tensor:
+        return ((rows - found * scales).double() @ aim).square().sum(1)
+
+    for column in range(9):
+        for move in (-1, 1):
+            other = integers.clone()
+            other[:, column] = (other[:, column] + move).clamp(scheme.low, scheme.high)
+            assert (error(other) >= error(integers) * (1 - 1e-9)).all()
+
+
 @pytest.mark.parametrize("make", [residual, transformer])
 def test_second_order_rounding_loses_less_on_fresh_data(make: Callable[[], Program]) -> None:
     program = make()
