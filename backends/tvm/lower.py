@@ -17,13 +17,14 @@ from shave.backends.target import Target
 from shave.backends.tvm import emit  # noqa: F401  (registers the emitters)
 from shave.backends.tvm.adapter import relax, tvm
 from shave.backends.tvm.attention_regions import find_attention
+from shave.backends.tvm.code_products import find_code_products
 from shave.backends.tvm.emit import convolution, matmul, winograd
 from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.kernels.arithmetic import has_integers
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.naming import name_by_content
-from shave.backends.tvm.regions import find_channel_norms, find_regions
+from shave.backends.tvm.regions import Region, find_channel_norms, find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
 from shave.backends.tvm.schedules import Kernel, Schedules
 from shave.backends.tvm.sizes import Sizes
@@ -103,7 +104,7 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     weights = Weights()
     emitter = Emitter(program.module, target, Sizes(_size_names(program)), builder, weights, schedules)
     graph = program.graph
-    emitter.use_regions({**find_regions(graph, _is_anchor), **find_channel_norms(graph), **find_attention(graph)})
+    emitter.use_regions(_regions(graph, target))
     with builder.function(_BODY, attrs={"relax.force_pure": True}):
         inputs, outputs = emitter.emit_graph()
         parameters = [*inputs, *weights.variables.values()]
@@ -119,6 +120,16 @@ def _lower(program: Program, target: Target, schedules: Schedules | None) -> Low
     costs = () if program.dim_names else kernel_costs(program, kernels)
     encoded = {name: small for name, small in weights.encoded.items() if name in arrays}
     return Lowered(module, list(arrays.items()), program.signature, kernels, plan, costs, encoded)
+
+
+def _regions(graph: fx.Graph, target: Target) -> dict[fx.Node, Region]:
+    """Everything that becomes one kernel call."""
+    regions: dict[fx.Node, Region] = {**find_regions(graph, _is_anchor), **find_channel_norms(graph)}
+    regions.update(find_attention(graph))
+    if has_integers(target):
+        taken = {node for region in regions.values() for node in region.nodes}
+        regions.update(find_code_products(graph, taken))
+    return regions
 
 
 def _is_anchor(node: fx.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,17 +11,19 @@ from torch import fx
 
 from shave.backends.packing import Packing
 from shave.backends.tvm.adapter import te, tirx
+from shave.backends.tvm.code_products import CodeProduct, factors
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
 from shave.backends.tvm.emit.epilogues import emit_epilogue
 from shave.backends.tvm.emit.operands import Blocks, Operands, Rows
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
-from shave.backends.tvm.kernels import batch_matmul, matmul
+from shave.backends.tvm.kernels import batch_dot, batch_matmul, matmul
 from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import ceil_div
+from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
-from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue, Quantize
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import product_of
@@ -64,15 +66,43 @@ def _matmul(emitter: Emitter, node: fx.Node) -> Any:
     if is_kernel(node):
         return _packed(emitter, node)
     a, b, bias = _operands(node)
-    if op_name(node) == "aten.linear":
-        result = batched(emitter, node, emitter.plain(a), emitter.plain(b), True)
-    else:
-        transposed = _transpose_of(b)
-        source = b if transposed is None else transposed
-        result = batched(emitter, node, emitter.plain(a), emitter.plain(source), transposed is not None)
+    result = _unpacked(emitter, node, a, b)
     if bias is None:
-        return emitter.reshape(result, emitter.shape(node))
+        return emitter.reshape(result, emitter.shape(emitter.region(node).nodes[-1]))
     return _scaled_sum(emitter, node, result, bias)
+
+
+def _unpacked(emitter: Emitter, node: fx.Node, a: fx.Node, b: fx.Node) -> Any:
+    """The product of two tensors that arrive with the call, as :func:`batched` gives it."""
+    if isinstance(region := emitter.region(node), CodeProduct):
+        return _of_codes(emitter, region)
+    source, transposed = (b, True) if op_name(node) == "aten.linear" else _untransposed(b)
+    return batched(emitter, node, emitter.plain(a), emitter.plain(source), transposed)
+
+
+def _of_codes(emitter: Emitter, region: CodeProduct) -> Any:
+    """The product of two tensors of codes, as :func:`batched` gives it: floats, or codes where the region rounds."""
+    node = region.nodes[0]
+    given = factors(node)
+    assert given is not None
+    left, right = given
+    source, transposed = (right.node, True) if op_name(node) == "aten.linear" else _untransposed(right.node)
+    scale = np.float32(left.scale) * np.float32(right.scale) * np.float32(region.factor)
+    steps: tuple[Quantize, ...] = ()
+    if (codes := region.codes) is not None:
+        scale /= np.float32(codes.scale)
+        steps = (Quantize(codes.zero_point, codes.low, codes.high),)
+    numbers = [
+        emitter.weights.add(f"{node.name}.zeros", np.array([left.zero_point, right.zero_point], np.int32)),
+        emitter.weights.add(f"{node.name}.scale", np.array([scale], np.float32)),
+    ]
+
+    def multiply(a: Any, b: Any, extents: Sequence[Size], transposed: bool) -> Any:
+        shape = BatchDotShape(*_known(extents), transposed)
+        result = (*extents[:2], extents[3])
+        return emitter.call_kernel(batch_dot, shape, Epilogue(steps), [a, b, *numbers], result, region.nodes)
+
+    return _aligned(emitter, node, emitter.plain(left.node), emitter.plain(source), transposed, multiply)
 
 
 def _packed(emitter: Emitter, node: fx.Node) -> Any:
@@ -123,6 +153,12 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     return Value(result, emitter.dtype(region.nodes[-1]), blocked=made)
 
 
+def _untransposed(node: fx.Node) -> tuple[fx.Node, bool]:
+    """What a node swaps the last two axes of, and True; else the node and False."""
+    source = _transpose_of(node)
+    return (node, False) if source is None else (source, True)
+
+
 def _transpose_of(node: fx.Node) -> fx.Node | None:
     """The tensor whose last two axes a node swaps; None if it does anything else."""
     if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
@@ -148,6 +184,25 @@ def batched(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool) -
 
     The result has all leading extents in one: [batch, rows, columns]; reshape it.
     """
+
+    def multiply(left: Any, right: Any, extents: Sequence[Size], transposed: bool) -> Any:
+        result = (*extents[:2], extents[3])
+        if str(a.ty.dtype) != str(b.ty.dtype) or str(a.ty.dtype) not in _KERNEL_FLOATS:
+            return _expression(emitter, node, left, right, result, transposed)
+        shape = BatchMatmulShape(*_known(extents), transposed)
+        inputs = [emitter.as_float32(node, left), emitter.as_float32(node, right)]
+        made = emitter.call_kernel(batch_matmul, shape, Epilogue(), inputs, result, (node,))
+        return emitter.from_float32(node, made, emitter.dtype(node))
+
+    return _aligned(emitter, node, a, b, transposed, multiply)
+
+
+_Multiply = Callable[[Any, Any, "Sequence[Size]", bool], Any]
+"""A [batch, rows, inner], B [batch, inner, columns], (batch, rows, inner, columns) and whether B is transposed."""
+
+
+def _aligned(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool, multiply: _Multiply) -> Any:
+    """What ``multiply`` gives of two variables that are brought to equal batches."""
     a_shape, b_shape = _extents(a), _extents(b)
     if len(a_shape) == 1:
         a_shape = [1, *a_shape]
@@ -164,14 +219,15 @@ def batched(emitter: Emitter, node: fx.Node, a: Any, b: Any, transposed: bool) -
     right = _spread(emitter, node, emitter.reshape(b, b_shape), [*lead, *b_shape[-2:]], len(lead))
     left = emitter.reshape(left, [batch, rows, inner])
     right = emitter.reshape(right, [batch, *b_shape[-2:]])
-    dtype = emitter.dtype(node)
-    if str(a.ty.dtype) == str(b.ty.dtype) and str(a.ty.dtype) in _KERNEL_FLOATS:
-        known = [size if isinstance(size, int) else None for size in (batch, rows, inner, columns)]
-        shape = BatchMatmulShape(known[0], known[1], known[2], known[3], transposed)
-        inputs = [emitter.as_float32(node, left), emitter.as_float32(node, right)]
-        made = emitter.call_kernel(batch_matmul, shape, Epilogue(), inputs, (batch, rows, columns), (node,))
-        return emitter.from_float32(node, made, dtype)
-    return _expression(emitter, node, left, right, [batch, rows, columns], transposed)
+    return multiply(left, right, (batch, rows, inner, columns), transposed)
+
+
+_Four = tuple["int | None", "int | None", "int | None", "int | None"]
+
+
+def _known(extents: Sequence[Size]) -> _Four:
+    """The extents of a product; None for those that only the call knows."""
+    return cast(_Four, tuple(size if isinstance(size, int) else None for size in extents))
 
 
 def _expression(emitter: Emitter, node: fx.Node, left: Any, right: Any, shape: Sequence[Size], transposed: bool) -> Any:
@@ -235,4 +291,4 @@ def _scaled_sum(emitter: Emitter, node: fx.Node, made: Any, addend: fx.Node) -> 
 @emits("aten.baddbmm")
 def _baddbmm(emitter: Emitter, node: fx.Node) -> Any:
     addend, a, b = (cast(fx.Node, n) for n in node.args[:3])
-    return _scaled_sum(emitter, node, batched(emitter, node, emitter.plain(a), emitter.plain(b), False), addend)
+    return _scaled_sum(emitter, node, _unpacked(emitter, node, a, b), addend)

@@ -47,6 +47,10 @@ class Arithmetic(ABC):
         """
 
     @abstractmethod
+    def interleaved(self, words: Expr) -> Expr:
+        """One step of packed weights, made at run time: ``lanes`` words, each of four signed bytes of one column."""
+
+    @abstractmethod
     def packing(self, shape: Sequence[int]) -> Packing:
         """What brings weights [..., channels, lanes] of a shape to the order of steps, [..., steps, lanes, depth].
 
@@ -68,6 +72,10 @@ class FusedFloats(Arithmetic):
     def multiply_add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
         """One multiply-add of each lane."""
         return total + T.broadcast(x, int(weight.ty.dtype.lanes)) * weight
+
+    def interleaved(self, words: Expr) -> Expr:
+        """Floats have no words."""
+        raise NotImplementedError
 
     def packing(self, shape: Sequence[int]) -> Packing:
         """As they are."""
@@ -99,6 +107,10 @@ class DotOfFour(Arithmetic):
         """``total`` plus the products of four codes and four weights in each lane."""
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
         return T.call_llvm_pure_intrin(str(total.ty.dtype), number, total, x, weight)
+
+    def interleaved(self, words: Expr) -> Expr:
+        """As they are."""
+        return tirx.reinterpret(f"int8x{4 * int(words.ty.dtype.lanes)}", words)
 
     def packing(self, shape: Sequence[int]) -> Packing:
         """[..., steps, lanes, 4]."""
@@ -135,6 +147,12 @@ class WidenedPairs(Arithmetic):
             left = tirx.reinterpret(f"int16x{2 * lanes}", pairs)
             total = total + T.call_llvm_pure_intrin(f"int32x{lanes}", number, left, part)
         return total
+
+    def interleaved(self, words: Expr) -> Expr:
+        """Even bytes with their signs, then odd ones: each word is two numbers of 16 bits."""
+        lanes = 2 * int(words.ty.dtype.lanes)
+        pairs, byte = T.bind(tirx.reinterpret(f"int16x{lanes}", words)), T.broadcast(T.int16(8), lanes)
+        return tirx.Shuffle([(pairs << byte) >> byte, pairs >> byte], list(range(2 * lanes)))
 
     def packing(self, shape: Sequence[int]) -> Packing:
         """[..., steps, lanes, 4]; in truth [parity, lanes, 2]: channels 0 and 2 of each lane, then 1 and 3."""
