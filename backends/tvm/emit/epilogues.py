@@ -29,6 +29,7 @@ from shave.backends.tvm.kernels.epilogue import (
     Scale,
     Step,
 )
+from shave.backends.tvm.kernels.pieces import by_pieces
 from shave.backends.tvm.quantized import Codes, dequantized
 from shave.backends.tvm.regions import Region
 
@@ -79,6 +80,8 @@ def emit_epilogue(
         taken = dequantized(node) if isinstance(step, PerElement) and step.dtype == "uint8" else None
         if taken is not None:
             chain.bias(np.full(channels, -taken.zero_point, np.float32))
+        if codes is not None and isinstance(step, Activation):
+            step = by_pieces(step, emitter.target)
         chain.take(step, node)
     chain.reach(wanted[len(steps)])
     if codes is not None:

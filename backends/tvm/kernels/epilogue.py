@@ -210,6 +210,10 @@ class Activation:
                 f"activation {self.kind!r} takes ({', '.join(names)}), got {len(self.parameters)} parameters"
             )
 
+    def expression(self, x: Expr, let: Bindings) -> Expr:
+        """The function of a vector of float32."""
+        return FUNCTIONS[self.kind].expression(x, *self.parameters, let=let)
+
 
 @dataclass(frozen=True)
 class Quantize:
@@ -305,7 +309,7 @@ class Epilogue:
         position = 0
         for step in self.steps:
             if isinstance(step, Activation):
-                value = FUNCTIONS[step.kind].expression(value, *step.parameters, let=let)
+                value = step.expression(value, let)
             elif isinstance(step, Quantize):
                 value = step.expression(let(value), let)
             else:

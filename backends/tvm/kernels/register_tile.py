@@ -8,7 +8,8 @@ into registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,37 +165,44 @@ class RegisterTile:
                 one part.
         """
         columns = self.vectors * self.lanes if columns is None else columns
+        parts: list[Part] = []
         if isinstance(columns, int):
             parts = [
                 Part(v, first, width)
                 for v in range(self.vectors)
                 for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
             ]
-            if not epilogue.transcendental and len(parts) == self.vectors:
-                packed = self.rows // TOGETHER * TOGETHER if packing and epilogue.quantize is not None else 0
-                for first in range(0, packed, TOGETHER):
+        whole = len(parts) == self.vectors and isinstance(columns, int)
+        together = TOGETHER if whole and packing and epilogue.quantize is not None else 1
+        packed = self.rows // together * together if together > 1 else 0
+        if whole and not epilogue.transcendental:
+            source, repeat = self._accumulators, unrolled
+        else:
+            # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
+            source, repeat = self._staged(), _counted
+        if packed:
+            with repeat(0, packed // together) as group:
+                for part in parts:
+                    self._finish_together(source, group * together, part, epilogue, load, store)
+        if packed < self.rows:
+            with repeat(packed, self.rows) as row:
+                if isinstance(columns, int):
                     for part in parts:
-                        self._finish_together(first, part, epilogue, load, store)
-                if packed < self.rows:
-                    with unrolled(packed, self.rows) as row:
-                        for part in parts:
-                            self._finish_part(self._accumulators, row, part, epilogue, load, store)
-                return
-        # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
+                        self._finish_part(source, row, part, epilogue, load, store)
+                else:
+                    for v in range(self.vectors):
+                        existing = T.max(0, T.min(self.lanes, columns - v * self.lanes))
+                        with T.serial(0, existing) as lane:
+                            self._finish_part(source, row, Part(v, lane, 1), epilogue, load, store)
+
+    def _staged(self) -> list[Any]:
+        """A copy of the accumulators in memory."""
         staged = [local_array(self.rows * self.lanes, self._arithmetic.sums) for _ in range(self.vectors)]
         with unrolled(0, self.rows) as row:
             for source, target in zip(self._accumulators, staged, strict=True):
                 index = span(row * self.lanes, self.lanes)
                 T.buffer_store(target, source[index], [index])
-        with loop(self.rows) as row:
-            if isinstance(columns, int):
-                for part in parts:
-                    self._finish_part(staged, row, part, epilogue, load, store)
-            else:
-                for v in range(self.vectors):
-                    existing = T.max(0, T.min(self.lanes, columns - v * self.lanes))
-                    with T.serial(0, existing) as lane:
-                        self._finish_part(staged, row, Part(v, lane, 1), epilogue, load, store)
+        return staged
 
     def _finish_part(
         self,
@@ -209,16 +217,29 @@ class RegisterTile:
         store(row, part, epilogue.apply(value, lambda operand: load(operand, row, part)))
 
     def _finish_together(
-        self, first: int, part: Part, epilogue: Epilogue, load: LoadOperand, store: StoreResult
+        self,
+        source: Sequence[Any],
+        first: int | Expr,
+        part: Part,
+        epilogue: Epilogue,
+        load: LoadOperand,
+        store: StoreResult,
     ) -> None:
         """The same for four rows of codes from ``first`` on."""
         values = []
-        for row in range(first, first + TOGETHER):
+        for row in range(TOGETHER):
 
             def operand(number: int, row: int = row) -> Expr:
-                return load(number, row, part)
+                return load(number, first + row, part)
 
-            value = as_float32(self._accumulators[part.vector][span(row * self.lanes, self.lanes)])
+            value = as_float32(source[part.vector][span((first + row) * self.lanes, self.lanes)])
             values.append(epilogue.unrounded.apply(value, operand))
         assert epilogue.quantize is not None
         store(first, Part(part.vector, 0, TOGETHER * self.lanes), codes_of(values, epilogue.quantize))
+
+
+@contextmanager
+def _counted(start: int, stop: int) -> Iterator[int | Expr]:
+    """A loop at run time, in the place of an unrolled one."""
+    with loop(stop - start) as variable:
+        yield start + variable
