@@ -21,6 +21,7 @@ class KernelCost:
         macs: Multiply-accumulates of all calls together.
         bytes: Bytes that these calls cannot avoid to read or write: the inputs and results of what they compute. Zero
             for a kernel that computes no node by itself, such as one that changes a layout.
+        integers: Whether its multiply-accumulates are of 8-bit integers.
     """
 
     name: str
@@ -29,6 +30,7 @@ class KernelCost:
     nodes: tuple[str, ...]
     macs: int
     bytes: int
+    integers: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data that :meth:`from_json` takes back."""
@@ -54,4 +56,7 @@ class KernelCost:
         nodes = tuple(data["nodes"])
         if not all(isinstance(node, str) for node in nodes):
             raise TypeError("nodes that are not text")
-        return KernelCost(data["name"], data["family"], data["calls"], nodes, data["macs"], data["bytes"])
+        integers = data.get("integers", False)  # older artifacts do not tell
+        if not isinstance(integers, bool):
+            raise TypeError(f"{integers!r} is neither true nor false")
+        return KernelCost(data["name"], data["family"], data["calls"], nodes, data["macs"], data["bytes"], integers)

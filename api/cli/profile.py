@@ -61,7 +61,7 @@ def entries(times: Sequence[KernelTime], costs: Mapping[str, KernelCost], roofli
         if cost is None or roofline is None:
             joined.append(Entry(time.name, None, (), time.calls, time.seconds, None, None))
             continue
-        limit = cost.calls * roofline.seconds(cost.macs / cost.calls, cost.bytes / cost.calls)
+        limit = cost.calls * roofline.seconds(cost.macs / cost.calls, cost.bytes / cost.calls, integers=cost.integers)
         joined.append(Entry(time.name, cost.family, cost.nodes, time.calls, time.seconds, limit, cost.macs))
     return sorted(joined, key=lambda entry: -entry.lost)
 
@@ -93,7 +93,8 @@ def show(listed: Sequence[Entry], roofline: Roofline | None, *, json: bool) -> N
         return
     memory = roofline.bandwidths[-1][1] / 1e9
     results.print(
-        f"limits: {count_text(roofline.macs_per_second)} multiply-adds/s and {memory:.1f} GB/s from memory "
+        f"limits: {count_text(roofline.macs_per_second)} multiply-adds/s in float32, "
+        f"{count_text(roofline.integer_macs_per_second)} in 8-bit integers, and {memory:.1f} GB/s from memory "
         f"(more from caches), measured on {roofline.threads} thread{'s' if roofline.threads > 1 else ''}"
     )
 

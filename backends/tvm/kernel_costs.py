@@ -9,6 +9,8 @@ import torch
 from torch import fx
 
 from shave.backends.kernel_cost import KernelCost
+from shave.backends.tvm.quantized import DEQUANTIZE, DEQUANTIZE_CHANNELS
+from shave.backends.tvm.schedules import Kernel
 from shave.ir.ops import OPS, Trait, has_trait, op_name
 from shave.ir.program import Program
 from shave.ir.shapes import hints
@@ -28,6 +30,10 @@ class KernelCall(Protocol):
     @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that it has a part in."""
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """What an own kernel computes."""
 
 
 def kernel_costs(program: Program, calls: Sequence[KernelCall]) -> tuple[KernelCost, ...]:
@@ -59,7 +65,8 @@ def kernel_costs(program: Program, calls: Sequence[KernelCall]) -> tuple[KernelC
                 calls=len(positions),
                 nodes=tuple(node.name for part in parts for node in part),
                 macs=sum(_macs(node) for part in parts for node in part),
-                bytes=sum(_traffic(part) for part in parts),
+                bytes=sum(_traffic(part, owner) for part in parts),
+                integers=any(call.kernel is not None and call.kernel.integers for _, call in positions),
             )
         )
     return tuple(costs)
@@ -70,15 +77,23 @@ def _macs(node: fx.Node) -> int:
     return 0 if row is None or row.macs is None else row.macs(node, lambda value: hints(value.meta["val"].shape))  # type: ignore[attr-defined]
 
 
-def _traffic(nodes: Collection[fx.Node]) -> int:
+def _traffic(nodes: Collection[fx.Node], computed: Collection[str]) -> int:
     """Bytes of what the nodes read from others, each value once, and of what others read from them."""
     reads: dict[fx.Node, int] = {}
     for node in nodes:
         for source in node.all_input_nodes:
             if source not in nodes:
-                reads[source] = max(reads.get(source, 0), _read(node, source))
+                held = _held(source, computed)
+                reads[held] = max(reads.get(held, 0), _read(node, held))
     writes = [node for node in nodes if any(user not in nodes for user in node.users)]
     return sum(reads.values()) + sum(_bytes(node.meta.get("val")) for node in writes)
+
+
+def _held(source: fx.Node, computed: Collection[str]) -> fx.Node:
+    """What lies in memory: the integers of numbers that no kernel computes from them."""
+    if source.name not in computed and op_name(source) in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+        return source.all_input_nodes[0]
+    return source
 
 
 def _read(node: fx.Node, source: fx.Node) -> int:

@@ -1,6 +1,6 @@
 """How fast this machine can compute and read at best: what kernels and models are measured against.
 
-The two figures of the roofline model (S. Williams, A. Waterman, D. Patterson, "Roofline: An Insightful Visual
+The figures of the roofline model (S. Williams, A. Waterman, D. Patterson, "Roofline: An Insightful Visual
 Performance Model", CACM 52(4), 2009), measured with generated code, as kernels are: multiply-adds between registers,
 and sums over buffers that fit into each level of the caches, or into none.
 """
@@ -19,6 +19,7 @@ from shave.backends.targets import resolve
 from shave.backends.timing import interleave
 from shave.backends.tvm import vm
 from shave.backends.tvm.adapter import IRBuilder, PrimFunc, T, tvm, tvm_target
+from shave.backends.tvm.kernels.arithmetic import DotOfFour, arithmetic_of, has_integers
 from shave.backends.tvm.kernels.base import root, span, tensor
 from shave.backends.tvm.kernels.vector_math import local_array
 
@@ -38,25 +39,28 @@ class Roofline:
     Attributes:
         threads: Number of threads.
         macs_per_second: Float32 multiply-adds.
+        integer_macs_per_second: Multiply-adds of 8-bit integers, exact.
         bandwidths: (bytes of a buffer, bytes per second of reading it again and again), smallest buffer first; the
             last one is larger than the caches of the cores.
     """
 
     threads: int
     macs_per_second: float
+    integer_macs_per_second: float
     bandwidths: tuple[tuple[int, float], ...]
 
     def bytes_per_second(self, size: float) -> float:
         """Rate of reading ``size`` bytes again and again: that of the smallest measured buffer that is as large."""
         return next((rate for buffer, rate in self.bandwidths if size <= buffer), self.bandwidths[-1][1])
 
-    def seconds(self, macs: float, size: float) -> float:
+    def seconds(self, macs: float, size: float, *, integers: bool = False) -> float:
         """Least time for ``macs`` multiply-adds on ``size`` bytes, each of which is read or written once.
 
         Arithmetic and memory overlap at best, so the longer of the two counts. It is no limit for work that needs fewer
         multiply-adds than it is said to have, such as a convolution by Winograd's method counted as a direct one.
         """
-        return max(macs / self.macs_per_second, size / self.bytes_per_second(size))
+        rate = self.integer_macs_per_second if integers else self.macs_per_second
+        return max(macs / rate, size / self.bytes_per_second(size))
 
 
 def measure(threads: int, *, rounds: int = 7) -> Roofline:
@@ -80,7 +84,14 @@ def measure(threads: int, *, rounds: int = 7) -> Roofline:
         call, read_bytes = read(size)
         bandwidths.append((size, read_bytes / _fastest(call, rounds)))
     macs = threads * accumulators * target.lanes * _STEPS
-    return Roofline(threads, macs / peak, tuple(sorted(bandwidths)))
+    rate = integer_rate = macs / peak
+    if has_integers(target):
+        arithmetic = arithmetic_of("uint8", target)
+        # Without a dot product of four, integers take the units of floats as often as they are told to.
+        integer_rate = rate * arithmetic.depth / arithmetic.instructions
+        if isinstance(arithmetic, DotOfFour):
+            integer_rate = arithmetic.depth * macs / _fastest(_dot_products(target, threads, arithmetic), rounds)
+    return Roofline(threads, rate, integer_rate, tuple(sorted(bandwidths)))
 
 
 def _fastest(call: Callable[[], object], rounds: int) -> float:
@@ -119,6 +130,32 @@ def _multiply_adds(target: Target, threads: int) -> Callable[[], object]:
     factors = _lent(np.full((2, lanes), 0.5, np.float32))
     result = _lent(np.zeros((threads, count, lanes), np.float32))
     return lambda: run(factors, result)
+
+
+def _dot_products(target: Target, threads: int, arithmetic: DotOfFour) -> Callable[[], object]:
+    """The same with the dot product of four: each thread adds products of the same codes to sums in registers."""
+    lanes, count = target.lanes, _accumulators(target)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("dot_products")
+        T.func_attr({"tirx.noalias": True})
+        codes, weights = tensor("codes", (4,), arithmetic.inputs), tensor("weights", (4 * lanes,), arithmetic.weights)
+        result = tensor("result", (threads, count, lanes), arithmetic.sums)
+        with root(), T.parallel(0, threads) as thread:
+            totals = [local_array(lanes, arithmetic.sums) for _ in range(count)]
+            for total in totals:
+                T.buffer_store(total, T.broadcast(T.int32(0), lanes), [span(0, lanes)])
+            with T.serial(0, _STEPS):
+                for total in totals:
+                    step = arithmetic.multiply_add(
+                        total[span(0, lanes)], codes[span(0, 4)], weights[span(0, 4 * lanes)]
+                    )
+                    T.buffer_store(total, step, [span(0, lanes)])
+            for k, total in enumerate(totals):
+                T.buffer_store(result, total[span(0, lanes)], [thread, k, span(0, lanes)])
+    run = _compiled(builder.get(), target)
+    left, right = _lent(np.ones(4, np.uint8)), _lent(np.ones(4 * lanes, np.int8))
+    result = _lent(np.zeros((threads, count, lanes), np.int32))
+    return lambda: run(left, right, result)
 
 
 def _reader(target: Target, threads: int) -> Callable[[int], tuple[Callable[[], object], int]]:

@@ -35,6 +35,11 @@ class Kernel:
         return str(self.family.__name__.rpartition(".")[2])
 
     @property
+    def integers(self) -> bool:
+        """Whether it reads codes of 8 bits."""
+        return getattr(self.shape, "dtype", None) == "uint8"
+
+    @property
     def key(self) -> str:
         """What it computes, as JSON: equal for equal kernels; the target is left out."""
         steps = [[type(step).__name__, plain(step)] for step in self.epilogue.steps]

@@ -11,7 +11,9 @@ from shave.cli.profile import entries
 from tests.api.conftest import call
 from tests.modules import ConvNet
 
-ROOFLINE = Roofline(threads=1, macs_per_second=1e9, bandwidths=((1000, 1e9), (1 << 20, 1e8)))
+ROOFLINE = Roofline(
+    threads=1, integer_macs_per_second=4e9, macs_per_second=1e9, bandwidths=((1000, 1e9), (1 << 20, 1e8))
+)
 
 
 def test_the_most_lost_time_comes_first():

@@ -6,7 +6,7 @@ import pytest
 
 from shave.backends.kernel_cost import KernelCost
 
-COST = KernelCost("conv_1", "conv", 2, ("conv2d", "relu"), 1000, 64)
+COST = KernelCost("conv_1", "conv", 2, ("conv2d", "relu"), 1000, 64, integers=True)
 
 
 def test_comes_back_from_json():
@@ -25,6 +25,7 @@ def test_comes_back_from_json():
         ("bytes", 1 << 62),
         ("nodes", [1]),
         ("nodes", None),
+        ("integers", 1),
     ],
 )
 def test_refuses_what_is_no_cost(field, value):
@@ -37,3 +38,9 @@ def test_refuses_a_missing_field():
     del data["macs"]
     with pytest.raises(KeyError):
         KernelCost.from_json(data)
+
+
+def test_older_artifacts_have_kernels_of_floats():
+    data = COST.to_json()
+    del data["integers"]
+    assert not KernelCost.from_json(data).integers

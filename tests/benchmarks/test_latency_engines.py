@@ -20,7 +20,7 @@ from benchmarks.latency.process import Engine
 from shave.backends.tvm.roofline import Roofline
 from tests.modules import ConvNet
 
-ROOFLINE = Roofline(1, 1e12, ((1 << 20, 1e12), (1 << 22, 1e11)))
+ROOFLINE = Roofline(1, 1e12, 4e12, ((1 << 20, 1e12), (1 << 22, 1e11)))
 LIMIT = 120
 
 

@@ -13,7 +13,7 @@ from benchmarks.latency.engines import ENGINES, PACKAGES
 from benchmarks.latency.measure import Result, Row, difference, geometric_mean
 from shave.backends.tvm.roofline import Roofline
 
-ROOFLINE = Roofline(1, 1e9, ((1000, 2e9), (2000, 1e9)))
+ROOFLINE = Roofline(1, 1e9, 4e9, ((1000, 2e9), (2000, 1e9)))
 
 
 def row(model: str = "A", threads: int = 1, shave: float = 0.002) -> Row:
@@ -85,7 +85,9 @@ def test_a_line_of_history_says_where_and_with_what():
     assert data["machine"]["cores"] >= 1
     assert data["machine"]["processor"]
     assert data["versions"]["torch"]
-    assert data["roofline"] == {"threads": 1, "macs_per_second": 1e9, "bandwidths": [[1000, 2e9], [2000, 1e9]]}
+    assert data["roofline"] == {
+        "threads": 1, "macs_per_second": 1e9, "integer_macs_per_second": 4e9, "bandwidths": [[1000, 2e9], [2000, 1e9]],
+    }  # fmt: skip
     assert data["engines"]["ncnn"] == {
         "minimum": None,
         "median": None,

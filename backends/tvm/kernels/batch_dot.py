@@ -39,6 +39,7 @@ from shave.backends.tvm.kernels.batch_matmul import TYPICAL_COLUMNS
 from shave.backends.tvm.kernels.code_panel import CENTRE, CodePanel
 from shave.backends.tvm.kernels.epilogue import Epilogue, Scale
 from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import RowOperands
 from shave.backends.tvm.kernels.register_tile import Part, RegisterTile
 from shave.backends.tvm.kernels.vector_math import local_array
@@ -142,6 +143,7 @@ class _Emitter:
         self.transposed = shape.transposed
         self.epilogue = Epilogue((Scale(), *epilogue.steps))
         self.lanes = target.lanes
+        self.packs = narrows(target)
         self.width = schedule.vectors * target.lanes
         self.arithmetic = arithmetic_of("uint8", target)
         extents = [extent(d) for d in (shape.batch, shape.rows, shape.inner, shape.columns)]
@@ -277,7 +279,7 @@ class _Emitter:
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.c.store(result + row * self.columns + (part.vector * lanes + part.first), value, part.width)
 
-        tile.finish(self.epilogue, load, store, existing)
+        tile.finish(self.epilogue, load, store, existing, "columns" if self.packs else None)
 
     def _row_sum(self, start: int | Expr) -> Expr:
         """The sum of a row of A."""

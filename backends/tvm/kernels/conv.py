@@ -372,7 +372,9 @@ class _Emitter:
             self.y.store(at(row, part), value, part.width)
 
         if whole:
-            tile.finish(self.epilogue, load, store, packing=self.packs and phase[-1].output_step == 1)
+            tile.finish(
+                self.epilogue, load, store, packing="rows" if self.packs and phase[-1].output_step == 1 else None
+            )
         else:
             with T.If((number + 1) * self.depth < self.blocks.input_blocks):
                 with T.Then():

@@ -180,7 +180,7 @@ def build(shape: ConvShape, schedule: DepthwiseSchedule, target: Target, epilogu
                             def store(row: int | Expr, part: Part, value: Expr, result: int | Expr = result) -> None:
                                 y.store(result + (row * lanes + part.first), value, part.width)
 
-                            tile.finish(epilogue, load, store, packing=narrows(target))
+                            tile.finish(epilogue, load, store, packing="rows" if narrows(target) else None)
     return builder.get()
 
 

@@ -220,7 +220,7 @@ class _Emitter:
         def store(pixel: int | Expr, part: Part, value: Expr) -> None:
             self.y.store(at(pixel, part), value, part.width)
 
-        tile.finish(self.epilogue, load, store, packing=True)
+        tile.finish(self.epilogue, load, store, packing="rows")
 
     def _multiply(
         self,

@@ -47,6 +47,7 @@ from shave.backends.tvm.kernels.base import (
     unravel,
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands, RowOperands
 from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import (
@@ -57,6 +58,7 @@ from shave.backends.tvm.kernels.register_tile import (
     cycles_per_step,
     fits,
 )
+from shave.backends.tvm.kernels.register_tile import Packing as TilePacking
 
 _At = Callable[["int | Expr", Part], "int | Expr"]
 """(row, part) of a tile to its position in the result."""
@@ -274,6 +276,7 @@ class _Emitter:
         self.arithmetic = arithmetic_of(shape.dtype, target)
         self.chunk = CHUNK * self.arithmetic.depth
         self.stays = stays(shape, target)
+        self.packing: TilePacking | None = "columns" if narrows(target) and not shape.positions else None
         self.rows = extent(shape.rows)
         result: tuple[int | Expr, ...] = (self.rows, shape.columns)
         if shape.positions:
@@ -390,7 +393,7 @@ class _Emitter:
         before_last = self.panels - vectors
         stored = columns - before_last * lanes if partial and not self.shape.positions else None
         if whole:
-            tile.finish(self.epilogue, load, store, stored)
+            tile.finish(self.epilogue, load, store, stored, self.packing)
         else:
             with T.If((block + 1) * self.depth < inner):
                 with T.Then():

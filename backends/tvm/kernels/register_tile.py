@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T, tirx
@@ -42,6 +42,8 @@ class Part:
     first: int | Expr
     width: int
 
+
+Packing = Literal["rows", "columns"]
 
 LoadOperand = Callable[[int, "int | Expr", Part], Expr]
 """(operand, row, part) to that part of the operand."""
@@ -152,7 +154,7 @@ class RegisterTile:
         load: LoadOperand,
         store: StoreResult,
         columns: int | Expr | None = None,
-        packing: bool = False,
+        packing: Packing | None = None,
     ) -> None:
         """Apply the epilogue and store.
 
@@ -161,8 +163,8 @@ class RegisterTile:
             load: Gives parts of the operands of the epilogue.
             store: Writes parts of the result.
             columns: Lanes of the tile that exist in the result, counted over its vectors; all by default.
-            packing: The target packs codes, and rows follow each other in memory: ``store`` may get four of them as
-                one part.
+            packing: The target packs codes, and either rows or the vectors of a row follow each other in memory:
+                ``store`` may get several as one part.
         """
         columns = self.vectors * self.lanes if columns is None else columns
         parts: list[Part] = []
@@ -172,28 +174,35 @@ class RegisterTile:
                 for v in range(self.vectors)
                 for first, width in power_of_two_parts(min(self.lanes, columns - v * self.lanes))
             ]
-        whole = len(parts) == self.vectors and isinstance(columns, int)
-        together = TOGETHER if whole and packing and epilogue.quantize is not None else 1
-        packed = self.rows // together * together if together > 1 else 0
+        whole = len(parts) == self.vectors
         if whole and not epilogue.transcendental:
             source, repeat = self._accumulators, unrolled
         else:
             # A copy in memory may be indexed with a loop variable, so a long epilogue is emitted once and not per row.
             source, repeat = self._staged(), _counted
+        if any(part.width != self.lanes for part in parts) or not parts or epilogue.quantize is None:
+            packing = None
+        packed = self.rows // TOGETHER if packing == "rows" else 0
         if packed:
-            with repeat(0, packed // together) as group:
+            with repeat(0, packed) as group:
                 for part in parts:
-                    self._finish_together(source, group * together, part, epilogue, load, store)
-        if packed < self.rows:
-            with repeat(packed, self.rows) as row:
-                if isinstance(columns, int):
-                    for part in parts:
-                        self._finish_part(source, row, part, epilogue, load, store)
-                else:
-                    for v in range(self.vectors):
-                        existing = T.max(0, T.min(self.lanes, columns - v * self.lanes))
-                        with T.serial(0, existing) as lane:
-                            self._finish_part(source, row, Part(v, lane, 1), epilogue, load, store)
+                    places = [(group * TOGETHER + k, part.vector) for k in range(TOGETHER)]
+                    self._finish_together(source, places, epilogue, load, store)
+        if packed * TOGETHER == self.rows:
+            return
+        with repeat(packed * TOGETHER, self.rows) as row:
+            if packing == "columns":
+                for first in range(0, self.vectors, TOGETHER):
+                    places = [(row, v) for v in range(first, min(first + TOGETHER, self.vectors))]
+                    self._finish_together(source, places, epilogue, load, store)
+            elif isinstance(columns, int):
+                for part in parts:
+                    self._finish_part(source, row, part, epilogue, load, store)
+            else:
+                for v in range(self.vectors):
+                    existing = T.max(0, T.min(self.lanes, columns - v * self.lanes))
+                    with T.serial(0, existing) as lane:
+                        self._finish_part(source, row, Part(v, lane, 1), epilogue, load, store)
 
     def _staged(self) -> list[Any]:
         """A copy of the accumulators in memory."""
@@ -219,23 +228,27 @@ class RegisterTile:
     def _finish_together(
         self,
         source: Sequence[Any],
-        first: int | Expr,
-        part: Part,
+        places: Sequence[tuple[int | Expr, int]],
         epilogue: Epilogue,
         load: LoadOperand,
         store: StoreResult,
     ) -> None:
-        """The same for four rows of codes from ``first`` on."""
-        values = []
-        for row in range(TOGETHER):
-
-            def operand(number: int, row: int = row) -> Expr:
-                return load(number, first + row, part)
-
-            value = as_float32(source[part.vector][span((first + row) * self.lanes, self.lanes)])
-            values.append(epilogue.unrounded.apply(value, operand))
+        """The same for codes of up to four (row, vector), one behind the other in memory."""
         assert epilogue.quantize is not None
-        store(first, Part(part.vector, 0, TOGETHER * self.lanes), codes_of(values, epilogue.quantize))
+        values = []
+        for row, vector in places:
+
+            def operand(number: int, row: int | Expr = row, vector: int = vector) -> Expr:
+                return load(number, row, Part(vector, 0, self.lanes))
+
+            value = as_float32(source[vector][span(row * self.lanes, self.lanes)])
+            values.append(T.bind(epilogue.unrounded.apply(value, operand)))
+        codes = T.bind(codes_of(values + values[-1:] * (TOGETHER - len(values)), epilogue.quantize))
+        row, vector = places[0]
+        for first, width in power_of_two_parts(len(places) * self.lanes):
+            whole = width == TOGETHER * self.lanes
+            part = codes if whole else tirx.Shuffle([codes], list(range(first, first + width)))
+            store(row, Part(vector, first, width), part)
 
 
 @contextmanager

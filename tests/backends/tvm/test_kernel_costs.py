@@ -10,6 +10,7 @@ import shave
 from shave.backends.targets import resolve
 from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.lower import lower
+from shave.backends.tvm.schedules import Kernel
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Call:
     name: str
     family: str
     nodes: tuple[str, ...]
+    kernel: Kernel | None = None
 
 
 class Net(nn.Module):
@@ -82,3 +84,16 @@ def test_a_lowered_program_counts_every_multiplication(program):
 def test_sizes_known_at_run_time_give_no_costs():
     program = shave.trace(nn.ReLU(), (torch.zeros(2, 3),), dynamic_shapes={"input": {0: "N"}})
     assert lower(program, resolve("cpu")).costs == ()
+
+
+def test_quantized_operands_are_read_as_integers(program):
+    small = shave.PassManager("quantize").run(
+        program, calibration=[(torch.randn(1, 4, 6, 6), torch.zeros(1, dtype=torch.int64))]
+    )
+    target = resolve("x86-64-v4-vnni")
+    lowered = lower(small, target)
+    (call,) = [call for call in lowered.kernels if call.family == "conv"]
+    (cost,) = [cost for cost in kernel_costs(small, lowered.kernels) if cost.name == call.name]
+    assert cost.integers
+    assert cost.macs == MACS
+    assert cost.bytes < IMAGE / 4 + WEIGHT / 4 + 2 * BIAS + 2 * RESULT + 100

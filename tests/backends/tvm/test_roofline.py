@@ -4,7 +4,9 @@ import pytest
 
 from shave.backends.tvm.roofline import Roofline, measure
 
-ROOFLINE = Roofline(threads=1, macs_per_second=1e9, bandwidths=((1000, 8e9), (10_000, 4e9), (100_000, 1e9)))
+ROOFLINE = Roofline(
+    threads=1, integer_macs_per_second=4e9, macs_per_second=1e9, bandwidths=((1000, 8e9), (10_000, 4e9), (100_000, 1e9))
+)
 
 
 @pytest.mark.parametrize(
@@ -21,10 +23,15 @@ def test_the_longer_of_arithmetic_and_memory_counts(macs, size, seconds):
     assert ROOFLINE.seconds(macs, size) == pytest.approx(seconds)
 
 
+def test_integers_have_a_limit_of_their_own():
+    assert ROOFLINE.seconds(1e6, 0, integers=True) == pytest.approx(1e-3 / 4)
+
+
 def test_measures_this_machine():
     found = measure(1, rounds=1)
     assert found.threads == 1
     assert 1e8 < found.macs_per_second < 1e12
+    assert found.macs_per_second / 2 < found.integer_macs_per_second < 8 * found.macs_per_second
     sizes = [size for size, _ in found.bandwidths]
     assert sizes == sorted(set(sizes))
     assert len(sizes) >= 4
