@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ class Variants:
     Attributes:
         artifact: The program's file.
         libraries: Files of other libraries for the plan of the artifact.
-        kernels: Names of the functions that these change.
+        kernels: The functions that these change: the dtype of what each one writes, by its name.
     """
 
     artifact: Path
     libraries: Sequence[Path] = ()
-    kernels: Sequence[str] = ()
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Meter:
@@ -86,7 +86,7 @@ class Meter:
         return self._ask("whole", programs, seconds)  # type: ignore[no-any-return]
 
     def _ask(self, what: str, programs: Sequence[Variants], seconds: float) -> Any:
-        listed = [[str(p.artifact), [str(library) for library in p.libraries], list(p.kernels)] for p in programs]
+        listed = [[str(p.artifact), [str(library) for library in p.libraries], dict(p.kernels)] for p in programs]
         fields = {**self._fixed, "what": what, "programs": listed, "seconds": seconds}
         count = sum(1 + len(each.libraries) for each in programs)
         return json.loads(self._child.ask("a variant", fields, timeout=_LONGEST + 10 * seconds * count))
@@ -154,8 +154,8 @@ def _once(program: Executor, inputs: Sequence[Array]) -> float:
     return time.perf_counter() - start
 
 
-def _check(first: Executor, other: Executor, inputs: Sequence[Array], kernels: Sequence[str]) -> None:
-    """Refuse code by which a step of one of these kernels, all of float32, gives something else.
+def _check(first: Executor, other: Executor, inputs: Sequence[Array], kernels: Mapping[str, str]) -> None:
+    """Refuse code by which a step of one of these kernels, whose dtypes are given, gives something else.
 
     Raises:
         CompileError: It does; names the kernel.
@@ -163,13 +163,19 @@ def _check(first: Executor, other: Executor, inputs: Sequence[Array], kernels: S
     for (kernel, expected), (_, got) in zip(first.written(inputs), other.written(inputs), strict=True):
         if kernel in kernels:
             for want, have in zip(expected, got, strict=True):
-                _compare(kernel, want.view(np.float32), have.view(np.float32))
+                dtype = np.dtype(kernels[kernel])
+                _compare(kernel, want.view(dtype), have.view(dtype))
 
 
 def _compare(kernel: str, expected: Array, got: Array) -> None:
-    """Compare what two schedules of a kernel wrote. What one leaves unwritten is unspecified for all of them."""
+    """Compare what two schedules of a kernel wrote. What one leaves unwritten is unspecified for all of them.
+
+    Codes next to a tie may be rounded either way.
+    """
     known = np.isfinite(expected)
     limit = TOLERANCE * max(float(np.abs(expected[known]).max(initial=0)), 1e-30)
+    if expected.dtype == np.uint8:
+        limit = 1.0
     with np.errstate(invalid="ignore"):
         wrong = int((~(np.abs(got[known].astype(np.float64) - expected[known]) <= limit)).sum())
     if wrong:

@@ -128,7 +128,8 @@ def _variants(name: str, network: Network, listed: Sequence[Contest], target: Ta
     for number in range(1, _SCHEDULES):
         trial = {kernel: kernel.candidates[number] for kernel in kernels if number < len(kernel.candidates)}
         libraries += [network.variant(trial)] if trial else []
-    return Variants(network.artifact, libraries, [network.names[kernel] for kernel in kernels])
+    dtypes = {network.names[kernel]: kernel.epilogue.dtype for kernel in kernels}
+    return Variants(network.artifact, libraries, dtypes)
 
 
 def _kernels(network: Network, problem: Convolution, target: Target) -> list[Kernel]:

@@ -122,9 +122,9 @@ class Search:
     def _time(self, trials: Sequence[Trial], seconds: float) -> list[Samples]:
         """Seconds of each step with the default schedules, and with those of each trial."""
         libraries = [self._network.variant(trial) for trial in trials]
-        names = {self._network.names[kernel] for trial in trials for kernel in trial}
+        dtypes = {self._network.names[kernel]: kernel.epilogue.dtype for trial in trials for kernel in trial}
         try:
-            (samples,) = self._meter.steps([Variants(self._network.artifact, libraries, sorted(names))], seconds)
+            (samples,) = self._meter.steps([Variants(self._network.artifact, libraries, dtypes)], seconds)
         finally:
             for library in libraries:
                 library.unlink()

@@ -18,6 +18,7 @@ from shave.backends.tvm.tune.meter import Meter, Variants
 from shave.backends.tvm.tune.network import Network
 from shave.ir.errors import CompileError
 from shave.ir.program import Program
+from shave.passes.manager import PassManager
 from tests.backends.tvm.tune.conftest import X, other_schedule
 
 # In the place of the matrix product: [2, 24] with packed weights and bias to [2, 10].
@@ -81,12 +82,12 @@ def variants(network: Network, function: Any, tmp_path: Path) -> Variants:
     functions[variable] = with_pointers(function.without_attr("global_symbol"))
     path = tmp_path / f"{function.attrs['global_symbol']}.so"
     path.write_bytes(build(tvm.IRModule(functions), resolve("cpu")))
-    return Variants(network.artifact, [path], [name])
+    return Variants(network.artifact, [path], {name: "float32"})
 
 
 def test_each_step_is_timed_in_each_round(meter: Meter, network: Network, kernels: dict[str, Kernel]) -> None:
     library = network.variant({kernel: other_schedule(kernel) for kernel in kernels.values()})
-    both = Variants(network.artifact, [library], list(network.names.values()))
+    both = Variants(network.artifact, [library], dict.fromkeys(network.names.values(), "float32"))
     (with_two, alone) = meter.steps([both, Variants(network.artifact)], seconds=1e-3)
     assert [len(with_two), len(alone)] == [2, 1]
     steps = {number for numbers in network.steps.values() for number in numbers}
@@ -106,6 +107,27 @@ def test_whole_calls(meter: Meter, network: Network) -> None:
 def test_other_results_are_refused(meter: Meter, network: Network, tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"matmul_.*: 20 of 20 results differ from those of the default schedule"):
         meter.steps([variants(network, wrong, tmp_path)], seconds=1e-3)
+
+
+def test_codes_may_differ_by_one_next_to_a_tie() -> None:
+    codes = np.array([0, 7, 255], np.uint8)
+    meter_module._compare("a", codes, np.array([1, 6, 255], np.uint8))
+    with pytest.raises(CompileError, match="a: 1 of 3 results differ"):
+        meter_module._compare("a", codes, np.array([0, 7, 253], np.uint8))
+
+
+def quantized(program: Program) -> Program:
+    return PassManager("quantize").run(program, calibration=[(X,)])
+
+
+def test_kernels_of_integers_have_other_schedules(program: Program, meter: Meter, tmp_path: Path) -> None:
+    network = Network(quantized(program), resolve("cpu"), tmp_path)
+    integers = [kernel for kernel in network.names if kernel.integers]
+    assert {kernel.epilogue.dtype for kernel in integers} == {"uint8", "float32"}
+    library = network.variant({kernel: other_schedule(kernel) for kernel in integers})
+    dtypes = {network.names[kernel]: kernel.epilogue.dtype for kernel in integers}
+    (samples,) = meter.steps([Variants(network.artifact, [library], dtypes)], seconds=1e-3)
+    assert len(samples) == 2
 
 
 def test_a_crash_costs_one_measurement(meter: Meter, network: Network, tmp_path: Path) -> None:
