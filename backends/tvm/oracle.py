@@ -84,7 +84,8 @@ def method_of(problem: Convolution) -> str:
 
 def kernel_of(problem: Convolution | Matmul | BatchMatmul, target: Target) -> tuple[Any, Any]:
     """Family and shape of the kernel that computes a problem."""
-    from shave.backends.tvm.kernels import batch_matmul, matmul, winograd
+    from shave.backends.tvm.kernels import batch_dot, batch_matmul, matmul, winograd
+    from shave.backends.tvm.kernels.batch_dot import BatchDotShape
     from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
     from shave.backends.tvm.kernels.families import family_of
     from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
@@ -94,7 +95,10 @@ def kernel_of(problem: Convolution | Matmul | BatchMatmul, target: Target) -> tu
     if isinstance(problem, Matmul):
         return matmul, MatmulShape(problem.rows, problem.inputs, problem.outputs, dtype=_INPUTS[problem.precision])
     if isinstance(problem, BatchMatmul):
-        return batch_matmul, BatchMatmulShape(problem.batch, problem.rows, problem.inputs, problem.outputs)
+        extents = (problem.batch, problem.rows, problem.inputs, problem.outputs)
+        if problem.precision == "int8":
+            return batch_dot, BatchDotShape(*extents)
+        return batch_matmul, BatchMatmulShape(*extents)
     spatial = (problem.height, problem.width)
     if isinstance(problem, Conv2d):
         integers, plain = problem.precision == "int8", problem.in_channels < target.lanes
@@ -114,13 +118,11 @@ def kernel_of(problem: Convolution | Matmul | BatchMatmul, target: Target) -> tu
 
 def _seconds(problem: Problem, target: Target) -> float | None:
     """What the family of a problem's kernel estimates for the schedule that it takes by default."""
-    if isinstance(problem, (Conv2d, Matmul)) and problem.precision == "int8":
+    if isinstance(problem, (Conv2d, Matmul, BatchMatmul)) and problem.precision == "int8":
         from shave.backends.tvm.kernels.arithmetic import has_integers
 
         if not has_integers(target):
             return None
-    if isinstance(problem, BatchMatmul) and problem.precision == "int8":
-        return None  # no kernel multiplies two tensors of codes
     if isinstance(problem, Conversion):  # 4 bytes on one side, 1 on the other
         return 5 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     if isinstance(problem, Transpose):  # no kernel of a family's: bytes that are read, and bytes that are written

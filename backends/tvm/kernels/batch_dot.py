@@ -9,7 +9,7 @@ layers with the same shapes share one kernel. Every extent may be known only at 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,17 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.batch_matmul import TYPICAL_COLUMNS
 from shave.backends.tvm.kernels.code_panel import CENTRE, CodePanel
 from shave.backends.tvm.kernels.epilogue import Epilogue, Scale
-from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles
+from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles, tile_cost
 from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import RowOperands
-from shave.backends.tvm.kernels.register_tile import Part, RegisterTile
+from shave.backends.tvm.kernels.register_tile import Part, RegisterTile, cycles_per_tile
 from shave.backends.tvm.kernels.vector_math import local_array
 
 TYPICAL_INNER = 64
 """Length of the reduction to plan for where it is only known at run time."""
 _TOGETHER = 4
+_PACKING_CYCLES = 8
+"""Of a vector of four codes for each column."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,21 @@ def candidates(shape: BatchDotShape, target: Target) -> list[BatchDotSchedule]:
 def default(shape: BatchDotShape, target: Target) -> BatchDotSchedule:
     """The best register tile by the analytic model."""
     return candidates(shape, target)[0]
+
+
+def seconds(shape: BatchDotShape, schedule: BatchDotSchedule, target: Target) -> float:
+    """Estimated time of a call: arithmetic, stores, and the packing of B; an unknown batch counts as one product."""
+    rows, columns, inner = shape.rows or TYPICAL_ROWS, shape.columns or TYPICAL_COLUMNS, shape.inner or TYPICAL_INNER
+    arithmetic, steps = arithmetic_of("uint8", target), ceil_div(inner, _TOGETHER)
+    row_tiles, vectors = ceil_div(rows, schedule.rows), ceil_div(columns, target.lanes)
+    tiles = row_tiles * ceil_div(vectors, schedule.vectors)
+    cycles = steps * tile_cost(
+        rows, columns, schedule.rows, schedule.vectors, replace(target, cores=1), arithmetic
+    ) + tiles * cycles_per_tile(schedule.rows, schedule.vectors, arithmetic)
+    cycles += steps * vectors * _PACKING_CYCLES
+    batch, cores = shape.batch or 1, target.cores
+    share = ceil_div(batch, cores) if batch > 1 else 1 / min(cores, row_tiles)
+    return cycles * share / (target.gigahertz * 1e9)
 
 
 def reference(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shave.backends.targets import resolve
-from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul, winograd
+from shave.backends.tvm.kernels import batch_dot, batch_matmul, conv, depthwise, matmul, winograd
+from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.geometry import ConvShape
 from shave.backends.tvm.kernels.matmul import MatmulShape
@@ -47,6 +48,7 @@ def seconds(family, shape, target=TARGET):
         ),
         (Matmul(50, 300, 100), matmul, MatmulShape(50, 300, 100)),
         (BatchMatmul(3, 50, 64, 70), batch_matmul, BatchMatmulShape(3, 50, 64, 70)),
+        (BatchMatmul(3, 50, 64, 70, "int8"), batch_dot, BatchDotShape(3, 50, 64, 70)),
         (Matmul(50, 300, 100, "int8"), matmul, MatmulShape(50, 300, 100, dtype="uint8")),
         (
             Conv2d(1, 3, 48, 24, 24, (3, 3), precision="int8"),
@@ -61,6 +63,7 @@ def seconds(family, shape, target=TARGET):
         "depthwise",
         "product",
         "batched product",
+        "batched product of integers",
         "product of integers",
         "first, integers",
     ],
@@ -112,10 +115,19 @@ def test_integers_have_no_time_where_no_kernel_multiplies_them():
     assert oracle(Matmul(8, 64, 64)) is not None
 
 
-def test_products_of_two_activations_have_no_integer_kernel_and_share_cores() -> None:
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_products_of_two_activations_share_cores(precision) -> None:
     oracle = cost_oracle(resolve("x86-64-v4-vnni"), 1)
-    assert oracle(BatchMatmul(3, 50, 64, 50, "int8")) is None
-    assert oracle(BatchMatmul(6, 50, 64, 50)) == pytest.approx(2 * oracle(BatchMatmul(3, 50, 64, 50)))
+    six, three = (oracle(BatchMatmul(batch, 50, 64, 50, precision)) for batch in (6, 3))
+    assert six == pytest.approx(2 * three)
     for batch in (1, 8):
-        problem = BatchMatmul(batch, 128, 64, 128)
+        problem = BatchMatmul(batch, 128, 64, 128, precision)
         assert 1.5 < oracle(problem) / cost_oracle(resolve("x86-64-v4-vnni"), 2)(problem) <= 2
+
+
+def test_products_of_two_activations_gain_by_dot_products() -> None:
+    for name, gain in (("x86-64-v4-vnni", 1.5), ("x86-64-v4", 0.5)):
+        oracle = cost_oracle(resolve(name), 1)
+        floats, integers = (oracle(BatchMatmul(3, 197, 64, 197, p)) for p in ("float32", "int8"))
+        assert floats / integers > gain
+    assert cost_oracle(resolve("neoverse-n1"), 1)(BatchMatmul(3, 197, 64, 197, "int8")) is None
