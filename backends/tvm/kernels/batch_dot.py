@@ -19,7 +19,6 @@ from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
 from shave.backends.tvm.kernels.arithmetic import InputDtype, arithmetic_of
 from shave.backends.tvm.kernels.base import (
     Array,
-    Dimension,
     Flat,
     Run,
     bind,
@@ -35,7 +34,7 @@ from shave.backends.tvm.kernels.base import (
     tensor,
     unravel,
 )
-from shave.backends.tvm.kernels.batch_matmul import TYPICAL_COLUMNS
+from shave.backends.tvm.kernels.batch_matmul import TYPICAL_COLUMNS, BatchMatmulShape
 from shave.backends.tvm.kernels.code_panel import CENTRE, CodePanel
 from shave.backends.tvm.kernels.epilogue import Epilogue, Scale
 from shave.backends.tvm.kernels.matmul import TYPICAL_ROWS, best_tiles, tile_cost
@@ -52,23 +51,13 @@ _PACKING_CYCLES = 8
 
 
 @dataclass(frozen=True)
-class BatchDotShape:
-    """C[batch, rows, columns] = A[batch, rows, inner] x B; None stands for an extent that only the call knows.
+class BatchDotShape(BatchMatmulShape):
+    """The same problem for codes.
 
     Attributes:
-        batch: Number of products.
-        rows: Rows of A.
-        inner: Columns of A.
-        columns: Columns of C.
-        transposed: B is [batch, columns, inner], else [batch, inner, columns].
         dtype: Of A and B.
     """
 
-    batch: Dimension
-    rows: Dimension
-    inner: Dimension
-    columns: Dimension
-    transposed: bool = False
     dtype: InputDtype = "uint8"
 
 
