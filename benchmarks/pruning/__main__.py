@@ -47,6 +47,7 @@ def main() -> None:
 
     each = commands.add_parser("show", help="the tables, as Markdown, from benchmarks/history/pruning.jsonl")
     each.set_defaults(run=_show)
+    each.add_argument("--chart", type=Path, metavar="FILE.svg", help="also draw the curves")
 
     options = parser.parse_args()
     options.run(options)
@@ -91,6 +92,8 @@ def _show(options: argparse.Namespace) -> None:
         print(f"\n{row['model']}, {row['pipeline']}, {share:.1%} of the MACs, {row['epochs']} epochs:", end=" ")
         print(f"{row['whole']:.2f} -> {row['pruned']:.2f} -> {row['trained']:.2f} %")
     found = rows("curve", ("model", "share", "repair"))
+    if options.chart:
+        curve.draw(found, options.chart)
     print("\n| model | MACs kept | " + " | ".join(curve.REPAIRS) + " |\n| --- | --: |" + " --: |" * len(curve.REPAIRS))
     for model, share in dict.fromkeys((row["model"], row["share"]) for row in found):
         cells = {
