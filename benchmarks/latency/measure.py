@@ -133,7 +133,7 @@ class Prepared:
 
     def __init__(self, model: Model, precision: str) -> None:
         """Load the model, run it in torch and write what is every engine's."""
-        self._model, self._precision = model, PRECISIONS[precision]
+        self._model, self.precision = model, PRECISIONS[precision]
         program, self.inputs = model.load()
         self.program: Program = in_float(program)
         with torch.no_grad():
@@ -142,7 +142,8 @@ class Prepared:
         self.expected = [output.numpy() for output in outputs]
         cost = self.program.cost()
         self.macs = cost.macs
-        self.bytes = cost.weight_bytes + sum(array.nbytes for array in [*self.inputs, *self.expected])
+        weights = cost.parameters * self.precision.weight_bytes
+        self.bytes = weights + sum(array.nbytes for array in [*self.inputs, *self.expected])
         self._folder = tempfile.TemporaryDirectory(prefix="latency-")
         self.folder = Path(self._folder.name)
         np.savez(
@@ -158,7 +159,7 @@ class Prepared:
     def write(self, engine: str, threads: int, tuned: Path | None, progress: Progress = lambda what: None) -> None:
         """Write the engine's own form of the model; ``tuned`` counts for ``shave tuned`` alone."""
         if engine in OURS:
-            rewrite = self._precision.rewrite.get(engine)
+            rewrite = self.precision.rewrite.get(engine)
             artifact = shave.compile(
                 rewrite(self.program, self._samples) if rewrite else self.program,
                 threads=threads,
@@ -166,7 +167,7 @@ class Prepared:
                 progress=lambda what, done, total: progress(what),
             )
             artifact.save(self.folder / f"{engine}.shave")
-        elif convert := self._precision.convert.get(engine):
+        elif convert := self.precision.convert.get(engine):
             convert(self.folder, self._samples)
 
     def __enter__(self) -> Prepared:
@@ -236,7 +237,7 @@ def measure(
                     del running[name]
         for name in running:
             results[name] = Result(min(samples[name]), statistics.median(samples[name]), results[name].error)
-    least = roofline.seconds(prepared.macs, prepared.bytes)
+    least = roofline.seconds(prepared.macs, prepared.bytes, integers=prepared.precision.integers)
     return Row(model, precision, threads, prepared.macs, prepared.bytes, least, results)
 
 

@@ -29,12 +29,16 @@ class Precision:
     Attributes:
         engines: Those that have it, in the order of the table.
         tolerance: Largest relative difference from the float model that is accepted by default.
+        weight_bytes: Of one weight, for the limit of the machine.
+        integers: Whether that limit is of integer multiply-adds.
         rewrite: Makes the program of an engine of ours from the float program.
         convert: Makes the file of a peer from ``model.onnx`` in a folder; who is not named takes that file as it is.
     """
 
     engines: tuple[str, ...]
     tolerance: float
+    weight_bytes: int
+    integers: bool
     rewrite: Mapping[str, Callable[[Program, Samples], Program]] = field(default_factory=dict)
     convert: Mapping[str, Callable[[Path, Samples], None]] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ def _is_packed_weight(node: fx.Node) -> bool:
 
 def _quantize(program: Program, samples: Samples) -> Program:
     batches = [tuple(torch.from_numpy(array) for array in sample) for sample in samples]
-    return shave.PassManager("quantize", check=False).run(program, calibration=batches)
+    return shave.PassManager("quantize", check=False).run(program, calibration=batches, target="cpu")
 
 
 def _quantize_for_onnxruntime(folder: Path, samples: Samples) -> None:
@@ -111,11 +115,15 @@ PRECISIONS = {
     "fp32": Precision(
         engines=("torch eager", "torch.compile", "ONNX Runtime", "OpenVINO", "ncnn", "shave", "shave tuned"),
         tolerance=1e-3,
+        weight_bytes=4,
+        integers=False,
     ),
     "int8": Precision(
         engines=("ONNX Runtime", "OpenVINO", "shave", "shave tuned", "shave fp32"),
         # Random weights lose more than trained ones; what is wrong, and not merely rounded, is off by about 1.
         tolerance=0.5,
+        weight_bytes=1,
+        integers=True,
         rewrite={"shave": _quantize, "shave tuned": _quantize},
         convert={"ONNX Runtime": _quantize_for_onnxruntime, "OpenVINO": _quantize_for_openvino},
     ),
