@@ -70,12 +70,15 @@ class Product:
 
 
 def _codes(node: fx.Node, codes: fx.Node) -> Codes | None:
-    """The parameters of a quantize or dequantize node, of uint8 ``codes``; None where they are not known now."""
+    """The parameters of a quantize or dequantize node, of uint8 ``codes``; None where there are none now."""
     given = {name: argument(node, name) for name in ("scale", "zero_point", "quant_min", "quant_max")}
     known = all(isinstance(value, (int, float)) for value in given.values())
     if not known or codes.meta["val"].dtype != torch.uint8 or argument(node, "dtype") != torch.uint8:
         return None
-    return Codes(codes, float(given["scale"]), *(int(given[n]) for n in ("zero_point", "quant_min", "quant_max")))
+    zero_point, low, high = (int(given[name]) for name in ("zero_point", "quant_min", "quant_max"))
+    if not 0 <= low <= high <= 255 or not 0 <= zero_point <= 255:
+        return None
+    return Codes(codes, float(given["scale"]), zero_point, low, high)
 
 
 def dequantized(node: Any) -> Codes | None:

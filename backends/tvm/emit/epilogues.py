@@ -16,11 +16,12 @@ import numpy as np
 from torch import fx
 
 from shave.backends.tvm.emit.emitter import Emitter
-from shave.backends.tvm.emit.operands import Operands, vector_of
+from shave.backends.tvm.emit.operands import Operands, code_numbers, vector_of
 from shave.backends.tvm.kernels.base import Array
 from shave.backends.tvm.kernels.epilogue import (
     Activation,
     Bias,
+    CodeRange,
     Epilogue,
     PerChannel,
     PerElement,
@@ -85,7 +86,7 @@ def emit_epilogue(
         chain.take(step, node)
     chain.reach(wanted[len(steps)])
     if codes is not None:
-        chain.take(Quantize(codes.zero_point, low, high), None)
+        chain.quantize(CodeRange(codes.zero_point, low, high))
     return chain.emitted(operands)
 
 
@@ -119,7 +120,7 @@ def _bounds(step: Step, codes: Codes) -> tuple[int, int] | None:
 
 @dataclass
 class _Constant:
-    """A step with a constant vector."""
+    """A step with a constant operand."""
 
     step: PerChannel
     values: Array
@@ -132,7 +133,7 @@ class _Chain:
         self.factor = 1.0
         self._name = name
         self._channels = channels
-        self._steps: list[_Constant | tuple[Step, fx.Node | None]] = []
+        self._steps: list[_Constant | CodeRange | tuple[Step, fx.Node | None]] = []
         self._open: _Constant | None = None
         """A bias behind which nothing but sums came, so that constants can still go into it."""
 
@@ -162,6 +163,10 @@ class _Chain:
         if not isinstance(step, Residual):
             self._open = None
 
+    def quantize(self, codes: CodeRange) -> None:
+        """Round to codes, as the last step."""
+        self._steps.append(codes)
+
     def emitted(self, operands: Operands) -> tuple[Epilogue, list[Any]]:
         """The epilogue, and the variables of its operands."""
         steps: list[Step] = []
@@ -170,6 +175,9 @@ class _Chain:
             if isinstance(entry, _Constant):
                 steps.append(entry.step)
                 variables.append(operands.vector(f"{self._name}.{number}", entry.values))
+            elif isinstance(entry, CodeRange):
+                steps.append(Quantize())
+                variables.append(code_numbers(operands.emitter, entry))
             else:
                 steps.append(entry[0])
                 if isinstance(entry[0], (PerChannel, PerElement)):

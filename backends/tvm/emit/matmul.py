@@ -15,7 +15,7 @@ from shave.backends.tvm.code_products import CodeProduct, factors
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
 from shave.backends.tvm.emit.epilogues import emit_epilogue
-from shave.backends.tvm.emit.operands import Blocks, Operands, Rows
+from shave.backends.tvm.emit.operands import Blocks, Operands, Rows, code_numbers
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.kernels import batch_dot, batch_matmul, matmul
@@ -23,7 +23,7 @@ from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import ceil_div
 from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
-from shave.backends.tvm.kernels.epilogue import Epilogue, Quantize
+from shave.backends.tvm.kernels.epilogue import CodeRange, Epilogue, Quantize
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import product_of
@@ -91,10 +91,11 @@ def _of_codes(emitter: Emitter, region: CodeProduct) -> Any:
     steps: tuple[Quantize, ...] = ()
     if (codes := region.codes) is not None:
         scale /= np.float32(codes.scale)
-        steps = (Quantize(codes.zero_point, codes.low, codes.high),)
+        steps = (Quantize(),)
     numbers = [
         emitter.weights.add(f"{node.name}.zeros", np.array([left.zero_point, right.zero_point], np.int32)),
         emitter.weights.add(f"{node.name}.scale", np.array([scale], np.float32)),
+        *([] if codes is None else [code_numbers(emitter, CodeRange(codes.zero_point, codes.low, codes.high))]),
     ]
 
     def multiply(a: Any, b: Any, extents: Sequence[Size], transposed: bool) -> Any:

@@ -11,7 +11,7 @@ from torch import fx
 
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.kernels.base import Array, ceil_div, pad_channels
-from shave.backends.tvm.kernels.epilogue import OperandStep, PerElement
+from shave.backends.tvm.kernels.epilogue import CodeRange, PerChannel, PerElement
 from shave.backends.tvm.layout import Value
 from shave.backends.tvm.quantized import dequantized
 from shave.backends.tvm.sizes import Size
@@ -20,10 +20,14 @@ from shave.backends.tvm.sizes import Size
 class Operands(Protocol):
     """Gives the variables of operands to one kernel."""
 
+    @property
+    def emitter(self) -> Emitter:
+        """Collects the variables."""
+
     def vector(self, name: str, values: Array) -> Any:
         """A constant with a value per channel [channels]; equal names stand for equal values."""
 
-    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+    def computed(self, step: PerChannel | PerElement, node: fx.Node) -> Any:
         """What a step combines with the result."""
 
 
@@ -45,7 +49,7 @@ class Blocks:
         """As [blocks, lanes]."""
         return self.emitter.weights.add(f"{name}.blocked{self.channels}", pad_channels(values, self.emitter.lanes))
 
-    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+    def computed(self, step: PerChannel | PerElement, node: fx.Node) -> Any:
         """A blocked map, [blocks, lanes] or [N, blocks, lanes]."""
         if isinstance(step, PerElement):
             variable = self.emitter.blocked(_stored(step, node))
@@ -67,13 +71,19 @@ class Rows:
         """As [columns]."""
         return self.emitter.weights.add(f"{name}.row{self.columns}", values)
 
-    def computed(self, step: OperandStep, node: fx.Node) -> Any:
+    def computed(self, step: PerChannel | PerElement, node: fx.Node) -> Any:
         """Rows, or [columns]."""
         if isinstance(step, PerElement):
             return self.emitter.reshape(self.emitter.plain(_stored(step, node)), (self.rows, self.columns))
         if self.emitter.constant(node) is not None:
             return self.vector(str(node.target), vector_of(self.emitter, node, self.columns))
         return self.emitter.reshape(self.emitter.plain(node), (self.columns,))
+
+
+def code_numbers(emitter: Emitter, codes: CodeRange) -> Any:
+    """The operand of a ``Quantize``; equal ranges are one tensor."""
+    name = f"codes({codes.zero_point}, {codes.low}, {codes.high})"
+    return emitter.weights.add(name, codes.numbers)
 
 
 def vector_of(emitter: Emitter, node: fx.Node, channels: int) -> Array:

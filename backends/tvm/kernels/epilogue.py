@@ -1,8 +1,8 @@
 """What a kernel does to its result while it is still in registers: bias, scale, residual add, activation.
 
-An :class:`Epilogue` is an ordered tuple of steps. Steps with an operand, :class:`PerChannel` and :class:`PerElement`,
-add one parameter each to the kernel, in their order, between the weights and the output. See :mod:`operands` for how
-kernels read them.
+An :class:`Epilogue` is an ordered tuple of steps. Steps with an operand, :class:`PerChannel`, :class:`PerElement` and
+:class:`Quantize`, add one parameter each to the kernel, in their order, between the weights and the output. See
+:mod:`operands` for how kernels read them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shave.backends.tvm.adapter import Expr, T, tirx
+from shave.backends.tvm.adapter import Expr, tirx
 from shave.backends.tvm.kernels import vector_math
 from shave.backends.tvm.kernels.vector_math import (
     Bindings,
@@ -215,11 +215,13 @@ class Activation:
         return FUNCTIONS[self.kind].expression(x, *self.parameters, let=let)
 
 
-@dataclass(frozen=True)
-class Quantize:
-    """Round to the nearest whole number, ties to even, add the zero point, and bound: always the last step.
+CODE_NUMBERS = 4
+"""Of :attr:`CodeRange.numbers`."""
 
-    It has no scale: a :class:`Scale` ahead of it divides by that of the output, mostly as a part of another factor.
+
+@dataclass(frozen=True)
+class CodeRange:
+    """What a :class:`Quantize` gives.
 
     Attributes:
         zero_point: What 0 becomes.
@@ -231,36 +233,57 @@ class Quantize:
     low: int = 0
     high: int = 255
 
-    def expression(self, x: Expr, let: Bindings) -> Expr:
-        """The integers of a vector of float32."""
-        bounded = minimum(float(self.high - self.zero_point), let(maximum(float(self.low - self.zero_point), x)))
-        # The sum with 1.5 * 2^23 has the rounded number in its last bits, and no other in the last eight. An even
-        # number more does not change how ties are rounded.
-        odd = self.zero_point % 2
-        shifted = let(let(bounded) + splat(12582912.0 + self.zero_point - odd, x))
-        bits = tirx.reinterpret(f"int32x{lanes(x)}" if lanes(x) > 1 else "int32", shifted)
-        if odd:
-            bits = bits + (T.broadcast(T.int32(1), lanes(x)) if lanes(x) > 1 else T.int32(1))
-        return tirx.Cast(f"uint8x{lanes(x)}" if lanes(x) > 1 else "uint8", bits)
+    @property
+    def numbers(self) -> Array:
+        """The operand of a :class:`Quantize`, int32 [4], in the forms that instructions take.
+
+        The bits of ``low - zero_point`` and of ``high - zero_point`` as float32, ``zero_point`` twice in 16 bits each,
+        ``low`` four times in 8 bits each.
+        """
+        bounds = np.array([self.low - self.zero_point, self.high - self.zero_point], np.float32)
+        repeated = (np.full(2, self.zero_point, np.int16), np.full(4, self.low, np.uint8))
+        return np.concatenate([values.view(np.int32) for values in (bounds, *repeated)])
 
     def reference(self, x: Array) -> Array:
-        """The same of an array of float64."""
+        """The codes of an array of float64."""
         codes: Array = np.clip(np.rint(x) + self.zero_point, self.low, self.high).astype(np.uint8)
         return codes
 
 
-OperandStep = PerChannel | PerElement
-Step = OperandStep | Activation | Quantize
+Number = Callable[[int], Expr]
+"""Gives one of the four numbers of :attr:`CodeRange.numbers`, as a scalar."""
 
 
-def _combined(step: OperandStep, value: Expr, operand: Expr, let: Bindings) -> Expr:
+@dataclass(frozen=True)
+class Quantize:
+    """Round to the nearest whole number, ties to even, add the zero point, and bound: always the last step.
+
+    Its operand are the numbers of a :class:`CodeRange`, so that kernels which differ in these alone are one. It has no
+    scale: a :class:`Scale` ahead of it divides by that of the output, mostly as a part of another factor.
+    """
+
+    def expression(self, x: Expr, number: Number, let: Bindings) -> Expr:
+        """The integers of a vector of float32."""
+        low, high = (tirx.reinterpret("float32", number(k)) for k in (0, 1))
+        bounded = minimum(high, let(maximum(low, x)))
+        # The sum with 1.5 * 2^23 has the rounded number in its last bits, and no other in the last eight.
+        shifted = let(let(bounded) + splat(12582912.0, x))
+        bits = tirx.reinterpret(f"int32x{lanes(x)}" if lanes(x) > 1 else "int32", shifted)
+        return tirx.Cast(f"uint8x{lanes(x)}" if lanes(x) > 1 else "uint8", bits + splat(number(2), x))
+
+
+OperandStep = PerChannel | PerElement | Quantize
+Step = OperandStep | Activation
+
+
+def _combined(step: PerChannel | PerElement, value: Expr, operand: Expr, let: Bindings) -> Expr:
     if isinstance(step, Slope):
         value = let(value)
         return tirx.Select(value > splat(0.0, value), value, value * operand)
     return value * operand if isinstance(step, (Scale, Factor)) else value + operand
 
 
-def _combined_arrays(step: OperandStep, value: Array, operand: Array) -> Array:
+def _combined_arrays(step: PerChannel | PerElement, value: Array, operand: Array) -> Array:
     if isinstance(step, Slope):
         return np.where(value > 0, value, value * operand)
     return value * operand if isinstance(step, (Scale, Factor)) else value + operand
@@ -275,7 +298,7 @@ class Epilogue:
     @property
     def operands(self) -> tuple[OperandStep, ...]:
         """The steps that bring a tensor, in the order of the kernel's parameters."""
-        return tuple(step for step in self.steps if isinstance(step, (PerChannel, PerElement)))
+        return tuple(step for step in self.steps if not isinstance(step, Activation))
 
     @property
     def dtype(self) -> str:
@@ -303,7 +326,8 @@ class Epilogue:
 
         Args:
             value: Result of the kernel, any number of lanes.
-            load: Gives the matching vector of the n-th operand.
+            load: Gives the matching vector of the n-th operand; from the place of a :class:`Quantize` on, each number
+                of its operand as a scalar.
         """
         let = Locals() if self.transcendental else Bindings()
         position = 0
@@ -311,14 +335,19 @@ class Epilogue:
             if isinstance(step, Activation):
                 value = step.expression(value, let)
             elif isinstance(step, Quantize):
-                value = step.expression(let(value), let)
+                value = step.expression(let(value), self.numbers(load), let)
             else:
                 value = _combined(step, value, as_float32(load(position)), let)
                 position += 1
         return let.around(value)
 
+    def numbers(self, load: Callable[[int], Expr]) -> Number:
+        """The numbers of :attr:`quantize`, from the function that :meth:`apply` takes."""
+        first = len(self.unrounded.operands)
+        return lambda number: load(first + number)
+
     def reference(self, value: Array, operands: Sequence[Array]) -> Array:
-        """The same in NumPy, for plain tensors.
+        """The same in NumPy, for plain tensors; ahead of :attr:`quantize`, see :meth:`CodeRange.reference`.
 
         Args:
             value: Result of the kernel in float64: [N, C, *spatial], or [..., C] with two dimensions or less before.
@@ -328,8 +357,6 @@ class Epilogue:
         for step in self.steps:
             if isinstance(step, Activation):
                 value = FUNCTIONS[step.kind].reference(value, *step.parameters)
-            elif isinstance(step, Quantize):
-                value = step.reference(value)
-            else:
+            elif not isinstance(step, Quantize):
                 value = _combined_arrays(step, value, remaining.pop(0))
         return value

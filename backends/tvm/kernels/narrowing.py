@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T, tirx
-from shave.backends.tvm.kernels.epilogue import Quantize
+from shave.backends.tvm.kernels.epilogue import Number
 from shave.backends.tvm.kernels.vector_math import minimum
 
 TOGETHER = 4
@@ -25,21 +25,19 @@ def narrows(target: Target) -> bool:
     return target.kind == "x86" and target.vector_bytes == 4 * _LANES
 
 
-def codes_of(values: Sequence[Expr], quantize: Quantize) -> Expr:
-    """uint8x64 from four vectors of float32, one behind the other."""
-    rounded = [_rounded(value, quantize) for value in values]
-    pairs = [_call("packssdw.512", "int16x32", *rounded[k : k + 2]) for k in (0, 2)]
-    if quantize.zero_point:
-        zero = T.broadcast(T.int16(quantize.zero_point), 2 * _LANES)
-        pairs = [pair + zero for pair in pairs]
+def codes_of(values: Sequence[Expr], number: Number) -> Expr:
+    """uint8x64 from four vectors of float32, one behind the other; ``number`` gives the range of the codes."""
+    rounded = [_rounded(value, number) for value in values]
+    zero = tirx.reinterpret(f"int16x{2 * _LANES}", T.broadcast(number(2), _LANES))
+    pairs = [_call("packssdw.512", "int16x32", *rounded[k : k + 2]) + zero for k in (0, 2)]
     packed = tirx.reinterpret(f"int32x{_LANES}", _call("packuswb.512", "uint8x64", *pairs))
     codes = tirx.reinterpret("uint8x64", tirx.Shuffle([packed], _IN_ORDER))
-    return codes if quantize.low == 0 else tirx.Max(codes, T.broadcast(T.uint8(quantize.low), 4 * _LANES))
+    return tirx.Max(codes, tirx.reinterpret("uint8x64", T.broadcast(number(3), _LANES)))
 
 
-def _rounded(value: Expr, quantize: Quantize) -> Expr:
+def _rounded(value: Expr, number: Number) -> Expr:
     """int32 of float32, ties to even. Bounded from above, as what exceeds 32 bits would become the least number."""
-    bounded = minimum(float(quantize.high - quantize.zero_point), T.bind(value))
+    bounded = minimum(tirx.reinterpret("float32", number(1)), T.bind(value))
     nothing = T.broadcast(T.int32(0), _LANES)
     everywhere, rounding = T.int16(-1), T.int32(_CURRENT_ROUNDING)
     return _call("mask.cvtps2dq.512", "int32x16", bounded, nothing, everywhere, rounding)

@@ -234,7 +234,6 @@ class RegisterTile:
         store: StoreResult,
     ) -> None:
         """The same for codes of up to four (row, vector), one behind the other in memory."""
-        assert epilogue.quantize is not None
         values = []
         for row, vector in places:
 
@@ -243,8 +242,9 @@ class RegisterTile:
 
             value = as_float32(source[vector][span(row * self.lanes, self.lanes)])
             values.append(T.bind(epilogue.unrounded.apply(value, operand)))
-        codes = T.bind(codes_of(values + values[-1:] * (TOGETHER - len(values)), epilogue.quantize))
         row, vector = places[0]
+        numbers = epilogue.numbers(lambda number: load(number, row, Part(vector, 0, self.lanes)))
+        codes = T.bind(codes_of(values + values[-1:] * (TOGETHER - len(values)), numbers))
         for first, width in power_of_two_parts(len(places) * self.lanes):
             whole = width == TOGETHER * self.lanes
             part = codes if whole else tirx.Shuffle([codes], list(range(first, first + width)))

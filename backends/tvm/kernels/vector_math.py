@@ -106,9 +106,10 @@ def lanes(x: Expr) -> int:
     return int(x.ty.dtype.lanes)
 
 
-def splat(value: float, like: Expr) -> Expr:
-    """``value`` as a float32 constant with as many lanes as ``like``."""
-    return T.broadcast(T.float32(value), lanes(like)) if lanes(like) > 1 else T.float32(value)
+def splat(value: float | Expr, like: Expr) -> Expr:
+    """A float32 constant, or any scalar, with as many lanes as ``like``."""
+    scalar = value if isinstance(value, Expr) else T.float32(value)
+    return T.broadcast(scalar, lanes(like)) if lanes(like) > 1 else scalar
 
 
 def as_float32(x: Expr) -> Expr:
@@ -124,13 +125,13 @@ def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return result
 
 
-def maximum(bound: float, x: Expr) -> Expr:
-    """Larger of a constant and ``x``; NaN stays NaN (TIR's own ``max`` may return the constant)."""
+def maximum(bound: float | Expr, x: Expr) -> Expr:
+    """Larger of a scalar and ``x``; NaN stays NaN (TIR's own ``max`` may return the scalar)."""
     return tirx.Select(x < splat(bound, x), splat(bound, x), x)
 
 
-def minimum(bound: float, x: Expr) -> Expr:
-    """Smaller of a constant and ``x``; NaN stays NaN."""
+def minimum(bound: float | Expr, x: Expr) -> Expr:
+    """Smaller of a scalar and ``x``; NaN stays NaN."""
     return tirx.Select(x > splat(bound, x), splat(bound, x), x)
 
 

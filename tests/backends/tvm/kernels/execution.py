@@ -15,7 +15,7 @@ from shave.backends.targets import resolve
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tvm, tvm_target
 from shave.backends.tvm.kernels import batch_matmul, conv, depthwise, matmul
 from shave.backends.tvm.kernels.base import block_channels, pad_channels, root, span, tensor, unblock_channels
-from shave.backends.tvm.kernels.epilogue import Bias, Epilogue, PerElement, Quantize, Scale
+from shave.backends.tvm.kernels.epilogue import Bias, CodeRange, Epilogue, PerElement, Quantize, Scale
 from shave.backends.tvm.kernels.zero_point import corrections
 
 Array = np.ndarray[Any, Any]
@@ -102,9 +102,9 @@ def quads(x: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(padded, 1, -1)).view("<i4")[..., 0]
 
 
-def assert_same_codes(found: Array, exact: Array, quantize: Quantize) -> None:
+def assert_same_codes(found: Array, exact: Array, result: CodeRange) -> None:
     """Compare codes with what the unrounded values are rounded to; at a tie either neighbour will do."""
-    expected = quantize.reference(exact)
+    expected = result.reference(exact)
     tie = np.abs(exact - np.floor(exact) - 0.5) < 1e-3
     difference = np.abs(found.astype(int) - expected.astype(int))
     assert difference.max(initial=0) <= 1
@@ -112,25 +112,28 @@ def assert_same_codes(found: Array, exact: Array, quantize: Quantize) -> None:
     assert tie.mean() < 0.02, "a test of ties alone"
 
 
-def assert_same(found: Array, exact: Array, epilogue: Epilogue) -> None:
+def assert_same(found: Array, exact: Array, epilogue: Epilogue, result: CodeRange) -> None:
     """Compare a result with that of the steps of an epilogue but the last, if that one quantizes."""
-    last = epilogue.steps[-1] if epilogue.steps else None
-    if isinstance(last, Quantize):
-        assert_same_codes(found, exact, last)
+    if epilogue.quantize is not None:
+        assert_same_codes(found, exact, result)
     else:
         np.testing.assert_allclose(found, exact, **TOLERANCE)
 
 
-def without_quantize(epilogue: Epilogue) -> Epilogue:
-    """The steps that give the unrounded values."""
-    return Epilogue(tuple(step for step in epilogue.steps if not isinstance(step, Quantize)))
+CODES = CodeRange(3)
 
 
-def blocked_operands(epilogue: Epilogue, result: Sequence[int], lanes: int) -> tuple[list[Array], list[Array]]:
+def blocked_operands(
+    epilogue: Epilogue, result: Sequence[int], lanes: int, codes_of_result: CodeRange = CODES
+) -> tuple[list[Array], list[Array]]:
     """Operands that broadcast to a plain result [N, C, *spatial], and the same as blocked kernels read them."""
-    plain, packed = [], []
+    plain: list[Array] = []
+    packed: list[Array] = []
     n, channels, *spatial = result
     for number, step in enumerate(epilogue.operands):
+        if isinstance(step, Quantize):
+            packed.append(codes_of_result.numbers)
+            continue
         if isinstance(step, PerElement):
             plain.append((random if step.dtype == "float32" else codes)(*result, number + 1)[..., 0])
             packed.append(block_channels(plain[-1], lanes))
@@ -145,14 +148,16 @@ def blocked_operands(epilogue: Epilogue, result: Sequence[int], lanes: int) -> t
 def row_operands(epilogue: Epilogue, result: Sequence[int]) -> list[Array]:
     """Operands of a kernel with a result of rows."""
     return [
-        (codes if getattr(step, "dtype", "float32") == "uint8" else random)(
+        CODES.numbers
+        if isinstance(step, Quantize)
+        else (codes if getattr(step, "dtype", "float32") == "uint8" else random)(
             *(result if isinstance(step, PerElement) else result[-1:]), number + 1
         )[..., 0]
         for number, step in enumerate(epilogue.operands)
     ]
 
 
-REQUANTIZE = Epilogue((Scale(), Bias(), Quantize(3)))
+REQUANTIZE = Epilogue((Scale(), Bias(), Quantize()))
 
 
 def check_integer_conv(
@@ -163,12 +168,13 @@ def check_integer_conv(
     schedule: Any = None,
     batch: int | None = None,
     zero_point: int = 131,
+    result: CodeRange = CODES,
 ) -> None:
     """The same as :func:`check_conv` for codes; the first step of the epilogue scales the sums."""
     schedule = schedule or family.default(shape, target)
     n = batch or shape.batch or 1
     x, weight = codes(n, shape.in_channels, *shape.spatial), integer_weights(*shape.weight_shape)
-    plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes)
+    plain, packed = blocked_operands(epilogue, (n, shape.out_channels, *shape.out_spatial), target.lanes, result)
     # A sum of n products of random bytes is about 5000 times the root of n.
     for operands in (plain, packed):
         operands[0] = (operands[0] / np.sqrt(np.prod(shape.weight_shape[1:])) / 100).astype(np.float32)
@@ -177,8 +183,8 @@ def check_integer_conv(
     kernel = compiled(family.build(shape, schedule, target, epilogue), target)
     source = quads(x) if shape.plain_input else blocked_codes(x, target.lanes)
     kernel(source, family.pack(weight, shape, target), start, *packed, y)
-    exact = family.reference(x.astype(np.int32) - zero_point, weight, shape, without_quantize(epilogue), plain)
-    assert_same(unblock_channels(y, shape.out_channels), exact, epilogue)
+    exact = family.reference(x.astype(np.int32) - zero_point, weight, shape, epilogue, plain)
+    assert_same(unblock_channels(y, shape.out_channels), exact, epilogue, result)
 
 
 def check_integer_matmul(
@@ -200,8 +206,8 @@ def check_integer_matmul(
         operands[0] = (operands[0] / np.sqrt(shape.inner) / 100).astype(np.float32)
         c = np.zeros((m, shape.columns), epilogue.dtype)
         kernel(a, matmul.pack(weight, shape, target), start, *operands, c)
-        exact = matmul.reference(a.astype(np.int32) - zero_point, weight, without_quantize(epilogue), operands)
-        assert_same(c, exact, epilogue)
+        exact = matmul.reference(a.astype(np.int32) - zero_point, weight, epilogue, operands)
+        assert_same(c, exact, epilogue, CODES)
 
 
 def check_conv(

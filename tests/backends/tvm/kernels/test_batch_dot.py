@@ -12,17 +12,17 @@ from shave.backends.tvm.kernels import batch_dot
 from shave.backends.tvm.kernels.batch_dot import BatchDotSchedule, BatchDotShape
 from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Quantize, Residual
 from tests.backends.tvm.kernels.execution import (
+    CODES,
     assert_same,
     codes,
     compiled,
     each_integer_target,
     row_operands,
-    without_quantize,
 )
 
 FULL = Epilogue((Residual(), Activation("sigmoid"), Bias()))
 PLAIN = Epilogue()
-REQUANTIZE = Epilogue((Quantize(3),))
+REQUANTIZE = Epilogue((Quantize(),))
 layouts = pytest.mark.parametrize("transposed", [False, True], ids=["[b,K,N]", "[b,N,K]"])
 
 
@@ -38,8 +38,8 @@ def check(shape, target, epilogue=PLAIN, extents=(), schedule=None, zeros=((131,
         scale = np.float32(1 / 100 / inner**0.5)
         c = np.zeros((batch, rows, columns), epilogue.dtype)
         kernel(a, b, np.array(both, np.int32), np.array([scale], np.float32), *operands, c)
-        exact = batch_dot.reference(a, b, both, float(scale), shape, without_quantize(epilogue), operands)
-        assert_same(c, exact, epilogue)
+        exact = batch_dot.reference(a, b, both, float(scale), shape, epilogue, operands)
+        assert_same(c, exact, epilogue, CODES)
 
 
 @each_integer_target

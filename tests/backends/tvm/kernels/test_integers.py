@@ -12,12 +12,13 @@ from shave.backends.tvm.adapter import tvm, tvm_target
 from shave.backends.tvm.kernels import conv, depthwise, depthwise_dot
 from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.base import pad_channels, unblock_channels
-from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Quantize, Residual, Scale
+from shave.backends.tvm.kernels.epilogue import Activation, Bias, CodeRange, Epilogue, Quantize, Residual, Scale
 from shave.backends.tvm.kernels.geometry import ConvShape, TapClasses, phases
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.kernels.zero_point import corrections
 from tests.backends.tvm.kernels import test_conv, test_depthwise
 from tests.backends.tvm.kernels.execution import (
+    CODES,
     REQUANTIZE,
     blocked_codes,
     check_integer_conv,
@@ -93,10 +94,10 @@ def test_epilogues_of_sums(epilogue, target):
 
 @each_integer_target
 @pytest.mark.parametrize("zero_point", [0, 1, 255])
-@pytest.mark.parametrize("result", [Quantize(0), Quantize(7), Quantize(128, 128, 255), Quantize(255, 3, 200)])
+@pytest.mark.parametrize("result", [CodeRange(0), CodeRange(7), CodeRange(128, 128, 255), CodeRange(255, 3, 200)])
 def test_zero_points_and_bounds(zero_point, result, target):
-    steps = Epilogue((Scale(), Bias(), result))
-    check_integer_conv(conv, CONVOLUTIONS["padding beyond the image"], target, steps, zero_point=zero_point)
+    for shape in (CONVOLUTIONS["padding beyond the image"], ConvShape(1, 5, 19, (3, 27), (1, 1), dtype="uint8")):
+        check_integer_conv(conv, shape, target, zero_point=zero_point, result=result)
 
 
 @each_integer_target
@@ -105,12 +106,11 @@ def test_results_beyond_32_bits_saturate(width, target):
     shape = ConvShape(1, 4, 4, (width,), (1,), dtype="uint8")
     weight = np.ones(shape.weight_shape, np.int8)
     bias = np.array([1e30, -1e30, np.inf, -np.inf], np.float32)
-    epilogue = Epilogue((Scale(), Bias(), Quantize(3)))
     y = np.zeros(conv.output_shape(shape, target), np.uint8)
     vectors = [pad_channels(v, target.lanes) for v in (np.ones(4, np.float32), bias)]
-    kernel = compiled(conv.build(shape, conv.default(shape, target), target, epilogue), target)
+    kernel = compiled(conv.build(shape, conv.default(shape, target), target, REQUANTIZE), target)
     x = blocked_codes(codes(1, 4, width), target.lanes)
-    kernel(x, conv.pack(weight, shape, target), corrections(weight, 0, shape, target), *vectors, y)
+    kernel(x, conv.pack(weight, shape, target), corrections(weight, 0, shape, target), *vectors, CODES.numbers, y)
     assert unblock_channels(y, 4).tolist() == [[[255] * width, [0] * width, [255] * width, [0] * width]]
 
 

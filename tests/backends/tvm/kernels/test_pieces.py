@@ -51,7 +51,7 @@ def test_only_where_it_is_faster():
 @each_wide_target
 @pytest.mark.parametrize("pixels", [16, 27])
 def test_kernels_round_what_pieces_give(pixels, target):
-    epilogue = Epilogue((Scale(), Bias(), Pieces("silu"), Scale(), Quantize(11)))
+    epilogue = Epilogue((Scale(), Bias(), Pieces("silu"), Scale(), Quantize()))
     check_integer_conv(conv, ConvShape(1, 5, 19, (3, pixels), (1, 1), dtype="uint8"), target, epilogue)
     check_integer_matmul(MatmulShape(9, 37, 21, dtype="uint8"), target, epilogue)
 
@@ -59,5 +59,5 @@ def test_kernels_round_what_pieces_give(pixels, target):
 @pytest.mark.parametrize("target", targets(("x86-64-v4-vnni",)))
 def test_depthwise_kernels_round_what_pieces_give(target):
     shape = ConvShape(1, 35, 35, (14, 14), (3, 3), (1, 1), ((1, 1), (1, 1)), groups=35, dtype="uint8")
-    epilogue = Epilogue((Scale(), Bias(), Pieces("gelu"), Scale(), Quantize(11)))
+    epilogue = Epilogue((Scale(), Bias(), Pieces("gelu"), Scale(), Quantize()))
     check_integer_conv(depthwise_dot, shape, target, epilogue)
