@@ -108,8 +108,11 @@ class Manifest:
         }
 
     def encode(self) -> bytes:
-        """Give the content of the file: equal manifests give equal bytes."""
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=True, allow_nan=False).encode()
+        """Give the content of the file: equal manifests give equal bytes.
+
+        It is on one line, as half of a plan would be the line ends and indentation of its numbers.
+        """
+        return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
     @staticmethod
     def decode(content: bytes) -> Manifest:

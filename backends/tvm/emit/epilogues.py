@@ -25,7 +25,6 @@ from shave.backends.tvm.kernels.epilogue import (
     Epilogue,
     PerChannel,
     PerElement,
-    Quantize,
     Residual,
     Scale,
     Step,
@@ -176,7 +175,7 @@ class _Chain:
                 steps.append(entry.step)
                 variables.append(operands.vector(f"{self._name}.{number}", entry.values))
             elif isinstance(entry, CodeRange):
-                steps.append(Quantize())
+                steps.append(entry.step)
                 variables.append(code_numbers(operands.emitter, entry))
             else:
                 steps.append(entry[0])

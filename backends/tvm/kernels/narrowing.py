@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T, tirx
-from shave.backends.tvm.kernels.epilogue import Number
+from shave.backends.tvm.kernels.epilogue import Number, Quantize
 from shave.backends.tvm.kernels.vector_math import minimum
 
 TOGETHER = 4
@@ -25,14 +25,17 @@ def narrows(target: Target) -> bool:
     return target.kind == "x86" and target.vector_bytes == 4 * _LANES
 
 
-def codes_of(values: Sequence[Expr], number: Number) -> Expr:
-    """uint8x64 from four vectors of float32, one behind the other; ``number`` gives the range of the codes."""
+def codes_of(values: Sequence[Expr], quantize: Quantize, number: Number) -> Expr:
+    """uint8x64 from four vectors of float32, one behind the other."""
     rounded = [_rounded(value, number) for value in values]
-    zero = tirx.reinterpret(f"int16x{2 * _LANES}", T.broadcast(number(2), _LANES))
-    pairs = [_call("packssdw.512", "int16x32", *rounded[k : k + 2]) + zero for k in (0, 2)]
+    pairs = [_call("packssdw.512", "int16x32", *rounded[k : k + 2]) for k in (0, 2)]
+    if quantize.shifted:
+        zero = tirx.reinterpret(f"int16x{2 * _LANES}", T.broadcast(number(2), _LANES))
+        pairs = [pair + zero for pair in pairs]
     packed = tirx.reinterpret(f"int32x{_LANES}", _call("packuswb.512", "uint8x64", *pairs))
     codes = tirx.reinterpret("uint8x64", tirx.Shuffle([packed], _IN_ORDER))
-    return tirx.Max(codes, tirx.reinterpret("uint8x64", T.broadcast(number(3), _LANES)))
+    least = tirx.reinterpret("uint8x64", T.broadcast(number(3), _LANES))
+    return tirx.Max(codes, least) if quantize.bounded else codes
 
 
 def _rounded(value: Expr, number: Number) -> Expr:

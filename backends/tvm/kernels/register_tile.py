@@ -234,6 +234,7 @@ class RegisterTile:
         store: StoreResult,
     ) -> None:
         """The same for codes of up to four (row, vector), one behind the other in memory."""
+        assert epilogue.quantize is not None
         values = []
         for row, vector in places:
 
@@ -244,7 +245,7 @@ class RegisterTile:
             values.append(T.bind(epilogue.unrounded.apply(value, operand)))
         row, vector = places[0]
         numbers = epilogue.numbers(lambda number: load(number, row, Part(vector, 0, self.lanes)))
-        codes = T.bind(codes_of(values + values[-1:] * (TOGETHER - len(values)), numbers))
+        codes = T.bind(codes_of(values + values[-1:] * (TOGETHER - len(values)), epilogue.quantize, numbers))
         for first, width in power_of_two_parts(len(places) * self.lanes):
             whole = width == TOGETHER * self.lanes
             part = codes if whole else tirx.Shuffle([codes], list(range(first, first + width)))

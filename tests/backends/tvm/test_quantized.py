@@ -10,7 +10,7 @@ from torch import nn
 from shave.backends import targets
 from shave.backends.tvm.legalise import legalise
 from shave.backends.tvm.lower import lower
-from shave.backends.tvm.quantized import product_of
+from shave.backends.tvm.quantized import product_of, quantized
 from shave.ir.from_torch import trace
 from shave.ir.ops import op_name
 from shave.passes.manager import PassManager
@@ -165,6 +165,50 @@ def test_nothing_is_float_between_two_layers():
     names = [call.name for call in Compiled(program_of(forward, shape, layers)).lowered.kernels]
     assert [name.partition("_")[0] for name in names] == ["fused", "conv", "conv", "conv", "fused"]
     assert "dequantize" not in names[0]
+
+
+def alike(x, *layers):
+    x = real(x)
+    for number, layer in enumerate(layers):
+        x = real(layer(x), 0.04 + number / 100, 99 + number, 0, 255 - number)
+        x = real(torch.sigmoid(x) - number, 0.01 + number / 1000, 30 + number)
+    return x
+
+
+@needs_integers
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        ((1, 16, 5, 9), [Conv(16, 16, 3, 3, padding=1) for _ in range(3)]),
+        ((1, 16, 5, 9), [Conv(16, 1, 3, 3, padding=1, groups=16) for _ in range(3)]),
+        ((5, 24), [Linear(24, 24) for _ in range(3)]),
+    ],
+    ids=["convolution", "depthwise", "linear"],
+)
+def test_layers_that_differ_in_numbers_share_code(shape, layers):
+    compiled, x = Compiled(program_of(alike, shape, layers)), image(*shape)
+    kernels = [call.name for call in compiled.lowered.kernels if call.kernel is not None]
+    assert len(kernels) == 3
+    assert len(set(kernels)) == 1
+    (found,), expected = compiled(x), program_of(alike, shape, layers)(x)
+    assert (found - expected).abs().max() < 1.01 * 0.012
+
+
+def test_conversions_that_differ_in_numbers_share_code():
+    def conversions(x):
+        return tuple(real(x, scale, zero) for scale, zero in ((0.05, 120), (0.04, 119), (0.03, 0)))
+
+    compiled, x = Compiled(program_of(conversions, (7, 9), ())), image(7, 9)
+    assert len({call.name for call in compiled.lowered.kernels}) == 1 < len(compiled.lowered.kernels)
+    for found, expected in zip(compiled(x), conversions(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("numbers", [(0.05, 256, 0, 255), (0.05, -1, 0, 255), (0.05, 3, 0, 256)])
+def test_numbers_that_are_no_codes_are_left_to_floats(numbers):
+    program = program_of(lambda x: Q.quantize_per_tensor(x, *numbers, torch.uint8), (2, 3), ())
+    (node,) = program.calls
+    assert quantized(node) is None
 
 
 @needs_integers
