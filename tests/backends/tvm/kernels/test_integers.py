@@ -94,7 +94,9 @@ def test_epilogues_of_sums(epilogue, target):
 
 @each_integer_target
 @pytest.mark.parametrize("zero_point", [0, 1, 255])
-@pytest.mark.parametrize("result", [CodeRange(0), CodeRange(7), CodeRange(128, 128, 255), CodeRange(255, 3, 200)])
+@pytest.mark.parametrize(
+    "result", [CodeRange(0), CodeRange(7), CodeRange(128, 128, 255), CodeRange(255, 3, 200), CodeRange(0, 5)]
+)
 def test_zero_points_and_bounds(zero_point, result, target):
     steps = Epilogue((Scale(), Bias(), result.step))
     for shape in (CONVOLUTIONS["padding beyond the image"], ConvShape(1, 5, 19, (3, 27), (1, 1), dtype="uint8")):
