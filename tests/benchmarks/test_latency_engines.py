@@ -65,6 +65,26 @@ def test_engines_agree_take_turns_and_sleep_in_between(prepared, name):
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ONNX Runtime", marks=need("onnxruntime")),
+        pytest.param("OpenVINO", marks=[need("openvino"), need("nncf")]),
+        "shave",
+        "shave fp32",
+    ],
+)
+def test_everybody_quantizes_with_its_own_tool(name):
+    torch.manual_seed(0)
+    image, samples = torch.randn(1, 3, 7, 5), [[torch.randn(1, 3, 7, 5).numpy()] for _ in range(4)]
+    model = Model("net", lambda: (shave.trace(ConvNet(), (image,)), [image.numpy()]), lambda: samples)
+    with Prepared(model, "int8") as files:
+        files.write(name, 1, None)
+        with Engine(name, files.folder, 1) as engine:
+            error = difference(files.expected, engine.prepare(LIMIT))
+    assert error < 1e-5 if name == "shave fp32" else 1e-5 < error < 0.1
+
+
 def test_an_engine_that_cannot_load_says_why(tmp_path):
     np.savez(tmp_path / "inputs.npz", np.zeros(1, np.float32))
     with Engine("shave", tmp_path, 1) as engine, pytest.raises(UnavailableError, match="no such file"):

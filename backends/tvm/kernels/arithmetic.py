@@ -47,10 +47,6 @@ class Arithmetic(ABC):
         """
 
     @abstractmethod
-    def interleaved(self, words: Expr) -> Expr:
-        """One step of packed weights, made at run time: ``lanes`` words, each of four signed bytes of one column."""
-
-    @abstractmethod
     def packing(self, shape: Sequence[int]) -> Packing:
         """What brings weights [..., channels, lanes] of a shape to the order of steps, [..., steps, lanes, depth].
 
@@ -73,17 +69,21 @@ class FusedFloats(Arithmetic):
         """One multiply-add of each lane."""
         return total + T.broadcast(x, int(weight.ty.dtype.lanes)) * weight
 
-    def interleaved(self, words: Expr) -> Expr:
-        """Floats have no words."""
-        raise NotImplementedError
-
     def packing(self, shape: Sequence[int]) -> Packing:
         """As they are."""
         return AS_IT_IS
 
 
+class IntegerArithmetic(Arithmetic):
+    """One that multiplies codes."""
+
+    @abstractmethod
+    def interleaved(self, words: Expr) -> Expr:
+        """One step of packed weights, made at run time: ``lanes`` words, each of four signed bytes of one column."""
+
+
 @dataclass(frozen=True)
-class DotOfFour(Arithmetic):
+class DotOfFour(IntegerArithmetic):
     """A dot-product instruction of the target: four products of uint8 with int8, added to each lane of 32 bits.
 
     Attributes:
@@ -120,7 +120,7 @@ class DotOfFour(Arithmetic):
 
 
 @dataclass(frozen=True)
-class WidenedPairs(Arithmetic):
+class WidenedPairs(IntegerArithmetic):
     """Without a dot product of four: even and odd channels widened to 16 bits, products of which are added in pairs.
 
     Attributes:
@@ -184,8 +184,11 @@ def has_integers(target: Target) -> bool:
 
 def arithmetic_of(dtype: InputDtype, target: Target) -> Arithmetic:
     """How a target multiplies inputs of a dtype with weights."""
-    if dtype == "float32":
-        return FLOATS
+    return FLOATS if dtype == "float32" else integers_of(target)
+
+
+def integers_of(target: Target) -> IntegerArithmetic:
+    """How a target multiplies uint8 with int8."""
     assert has_integers(target), f"no integer kernels for {target.kind}"
     dot = _DOTS.get((target.int8_dot, target.vector_bytes))
     return WidenedPairs(_PAIRS[target.vector_bytes]) if dot is None else DotOfFour(dot)

@@ -16,7 +16,7 @@ import numpy as np
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
-from shave.backends.tvm.kernels.arithmetic import InputDtype, arithmetic_of
+from shave.backends.tvm.kernels.arithmetic import InputDtype, integers_of
 from shave.backends.tvm.kernels.base import (
     Array,
     Flat,
@@ -81,7 +81,7 @@ class BatchDotSchedule:
 def candidates(shape: BatchDotShape, target: Target) -> list[BatchDotSchedule]:
     """The best register tiles by the analytic model, best first; panels fill half of a level 2 cache at most."""
     rows, columns = shape.rows or TYPICAL_ROWS, shape.columns or TYPICAL_COLUMNS
-    arithmetic = arithmetic_of("uint8", target)
+    arithmetic = integers_of(target)
     schedules = []
     for tile_rows, vectors in best_tiles(rows, columns, target, arithmetic):
         width = vectors * target.lanes
@@ -103,7 +103,7 @@ def default(shape: BatchDotShape, target: Target) -> BatchDotSchedule:
 def seconds(shape: BatchDotShape, schedule: BatchDotSchedule, target: Target) -> float:
     """Estimated time of a call: arithmetic, stores, and the packing of B; an unknown batch counts as one product."""
     rows, columns, inner = shape.rows or TYPICAL_ROWS, shape.columns or TYPICAL_COLUMNS, shape.inner or TYPICAL_INNER
-    arithmetic, steps = arithmetic_of("uint8", target), ceil_div(inner, _TOGETHER)
+    arithmetic, steps = integers_of(target), ceil_div(inner, _TOGETHER)
     row_tiles, vectors = ceil_div(rows, schedule.rows), ceil_div(columns, target.lanes)
     tiles = row_tiles * ceil_div(vectors, schedule.vectors)
     cycles = steps * tile_cost(
@@ -151,7 +151,7 @@ class _Emitter:
         self.lanes = target.lanes
         self.packs = narrows(target)
         self.width = schedule.vectors * target.lanes
-        self.arithmetic = arithmetic_of("uint8", target)
+        self.arithmetic = integers_of(target)
         extents = [extent(d) for d in (shape.batch, shape.rows, shape.inner, shape.columns)]
         self.batch, self.rows, self.inner, self.columns = extents
         self.pitch = quotient(self.inner + (_TOGETHER - 1), _TOGETHER) * (_TOGETHER * self.width)

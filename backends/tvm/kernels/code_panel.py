@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from shave.backends.tvm.adapter import Expr, T, tirx
-from shave.backends.tvm.kernels.arithmetic import Arithmetic
+from shave.backends.tvm.kernels.arithmetic import IntegerArithmetic
 from shave.backends.tvm.kernels.base import Flat, bind, loop, quotient, remainder, span
 from shave.backends.tvm.kernels.packing import transposed
 from shave.backends.tvm.kernels.register_tile import power_of_two_parts
@@ -40,7 +40,7 @@ class CodePanel:
         lanes: Columns of a vector.
     """
 
-    arithmetic: Arithmetic
+    arithmetic: IntegerArithmetic
     source: Flat
     start: int | Expr
     along: int | Expr

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import shave
+from shave.ir.errors import PipelineError
 from shave.ir.ops import op_name
 from shave.ir.program import Program
 from shave.passes.compare import difference
@@ -90,5 +91,5 @@ def test_layers_that_quality_sends_back_come_on_top() -> None:
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5"])
 def test_a_share_that_is_none_is_refused(share: str) -> None:
-    with pytest.raises(Exception, match="spare is"):
+    with pytest.raises(PipelineError, match="spare is"):
         run_pass(f"quantize{{spare={share}}}", net(), calibration=spectra(RANGES, 0))
