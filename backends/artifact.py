@@ -1,8 +1,9 @@
 """The artifact file: making one, and opening one without trusting it.
 
 A ``.shave`` file is a zip (:mod:`shave.backends.container`) of three members: ``manifest.json``, ``library.so`` and
-``weights.safetensors``. The comment at its end holds the digest of the manifest, the manifest holds the digests of the
-other two, and every remaining byte follows from these: so each byte of a file is checked before any code of it runs.
+``weights.safetensors``, the first two deflated. The comment at its end holds the digest of the manifest, the manifest
+holds the digests of the other two, and every remaining byte follows from these: so each byte of a file is checked
+before any code of it runs.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import mmap
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shave.backends import weights as tensors
-from shave.backends.container import Member, layout, write
+from shave.backends.container import Member, inflate, layout, write
 from shave.backends.encoding import Encoded, part_names
 from shave.backends.kernel_cost import KernelCost
 from shave.backends.manifest import Manifest, Platform, made_with
@@ -31,6 +33,7 @@ from shave.ir.signature import Signature
 MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "library.so", "weights.safetensors"
 
 _MANIFEST_LIMIT = 1 << 26
+_LIBRARY_LIMIT = 1 << 30
 _COMMENT = b"shave manifest sha256:"
 
 
@@ -40,7 +43,7 @@ class Contents:
 
     Attributes:
         manifest: What it is.
-        library: The shared library.
+        library: The shared library, inflated.
         stored: The tensors of the file by name, views of ``file``.
         file: The whole file. Mapped copy-on-write: nothing done in memory reaches the disk.
     """
@@ -116,21 +119,22 @@ def pack(
     """
     encoded = encoded or {}
     stored = _stored(weights, encoded)
-    members = (Member.of(LIBRARY, [library]), Member.of(WEIGHTS, tensors.encode(stored)))
+    code, small_library = Member.deflated(LIBRARY, library)
+    data = Member.of(WEIGHTS, tensors.encode(stored))
     manifest = Manifest(
         signature=signature,
         platform=Platform.of(target),
         weights=tuple(name for name, _ in weights),
         encodings={name: each.encoding for name, each in encoded.items()},
         plan=plan,
-        members=members,
+        members=(code, data),
         report=report,
         figures=figures or {},
         versions={name: number for name, number in made_with().items() if number is not None},
         kernels=tuple(kernels),
     ).encode()
-    first = Member.of(MANIFEST, [manifest])
-    contents = [(first, [manifest]), (members[0], [library]), (members[1], tensors.encode(stored))]
+    first, small_manifest = Member.deflated(MANIFEST, manifest)
+    contents = [(first, [small_manifest]), (code, [small_library]), (data, tensors.encode(stored))]
     write(stream, contents, _COMMENT + first.sha256.encode())
 
 
@@ -169,35 +173,42 @@ def open_artifact(path: Path) -> Contents:
 
 def read_artifact(stream: BinaryIO) -> Contents:
     """Check and map an open file; see :func:`open_artifact`."""
-    manifest_size = _check_members(stream)
+    size, space = _check_directory(stream)
     file = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
     start = layout([Member(MANIFEST, 0, 0, "")], b"").starts[0]
-    content = bytes(file[start : start + manifest_size])
-    first = Member.of(MANIFEST, [content])
-    comment = _COMMENT + first.sha256.encode()
+    data = file[start : start + space]
+    digest = hashlib.sha256(data).hexdigest()
+    comment = _COMMENT + digest.encode()
     if file[-len(comment) :] != comment:
         raise ArtifactError("it is damaged: the digest of manifest.json does not fit")
+    content = inflate(MANIFEST, data, size)
     manifest = Manifest.decode(content)
 
-    members = (first, *manifest.members)
-    if tuple(member.name for member in members) != (MANIFEST, LIBRARY, WEIGHTS):
-        raise ArtifactError("its manifest does not describe its members")
+    members = (Member(MANIFEST, size, zlib.crc32(content), digest, space), *manifest.members)
+    _check_members(manifest)
     plan = layout(members, comment)
     if plan.size != len(file):
         raise ArtifactError(f"it is damaged: it has {len(file)} bytes instead of {plan.size}")
     for offset, frame in plan.framing:
         if file[offset : offset + len(frame)] != frame:
             raise ArtifactError(f"it is damaged: the zip framing at byte {offset} is not what it must be")
-    _, library, weights = (
-        file[start : start + member.size] for start, member in zip(plan.starts, members, strict=True)
+    library, weights = (
+        member.read(file[start : start + member.space])
+        for start, member in zip(plan.starts[1:], manifest.members, strict=True)
     )
-    for member, data in zip(manifest.members, (library, weights), strict=True):
-        if hashlib.sha256(data).hexdigest() != member.sha256:
-            raise ArtifactError(f"it is damaged: the digest of {member.name} does not fit")
 
     stored = tensors.decode(weights)
     _check_weights(manifest, stored)
     return Contents(manifest, library, stored, file)
+
+
+def _check_members(manifest: Manifest) -> None:
+    """Refuse other members than an artifact has, and a library that is absurd once it is inflated."""
+    stored = {member.name: member.stored is None for member in manifest.members}
+    if list(stored.items()) != [(LIBRARY, False), (WEIGHTS, True)]:
+        raise ArtifactError("its manifest does not describe its members")
+    if (size := manifest.members[0].size) > _LIBRARY_LIMIT:
+        raise ArtifactError(f"it is refused: a library of {size} bytes is absurd")
 
 
 def _check_weights(manifest: Manifest, stored: Mapping[str, tensors.Array]) -> None:
@@ -212,17 +223,19 @@ def _check_weights(manifest: Manifest, stored: Mapping[str, tensors.Array]) -> N
         encoding.check(name, {part: stored[place] for part, place in part_names(name, encoding.kind)})
 
 
-def _check_members(stream: BinaryIO) -> int:
-    """Refuse a file whose directory is not that of an artifact, and give the size of its manifest.
+def _check_directory(stream: BinaryIO) -> tuple[int, int]:
+    """Refuse a file whose directory is not that of an artifact.
+
+    Gives the size of its manifest, and the bytes that this takes in the file.
 
     The strict check of every byte comes later; this one says in plain words what is odd about a foreign file.
     """
     try:
         with zipfile.ZipFile(stream) as archive:
-            sizes = [(info.filename, info.file_size) for info in archive.infolist()]
+            infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
         raise ArtifactError(f"it is not an artifact, or it is cut off ({error})") from error
-    names = [name for name, _ in sizes]
+    names = [info.filename for info in infos]
     for name in names:
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
             raise ArtifactError(f"it is refused: member {name!r} points out of the file")
@@ -231,7 +244,8 @@ def _check_members(stream: BinaryIO) -> int:
     for name in (MANIFEST, LIBRARY, WEIGHTS):
         if names.count(name) != 1:
             raise ArtifactError(f"it is not an artifact: {names.count(name)} of its members are named {name}, not 1")
-    size = dict(sizes)[MANIFEST]
-    if size > _MANIFEST_LIMIT:
-        raise ArtifactError(f"it is refused: a manifest of {size} bytes is absurd")
-    return size
+    manifest = infos[names.index(MANIFEST)]
+    size, space = manifest.file_size, manifest.compress_size
+    if max(size, space) > _MANIFEST_LIMIT:
+        raise ArtifactError(f"it is refused: a manifest of {max(size, space)} bytes is absurd")
+    return size, space

@@ -18,7 +18,7 @@ from shave.backends.target import Target
 from shave.ir.errors import ArtifactError, SignatureError
 from shave.ir.signature import Signature
 
-FORMAT = 3
+FORMAT = 4
 """Version of the format that this code writes, and the only one that it reads."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -100,7 +100,7 @@ class Manifest:
             "weights": list(self.weights),
             "encodings": {name: encoding.to_json() for name, encoding in self.encodings.items()},
             "plan": None if self.plan is None else self.plan.to_json(),
-            "members": {m.name: {"size": m.size, "crc32": m.crc32, "sha256": m.sha256} for m in self.members},
+            "members": {member.name: _entry(member) for member in self.members},
             "report": list(self.report),
             "figures": dict(self.figures),
             "versions": dict(self.versions),
@@ -188,11 +188,17 @@ def _text(value: Any) -> str:
     return value
 
 
+def _entry(member: Member) -> dict[str, Any]:
+    return {name: getattr(member, name) for name in ("size", "crc32", "sha256", "stored")}
+
+
 def _member(name: str, entry: Mapping[str, Any]) -> Member:
-    size, crc32, sha256 = entry["size"], entry["crc32"], _text(entry["sha256"])
-    for value, limit in ((size, 1 << 62), (crc32, 1 << 32)):
+    size, crc32, sha256, stored = entry["size"], entry["crc32"], _text(entry["sha256"]), entry["stored"]
+    for value, limit in ((size, 1 << 62), (crc32, 1 << 32), (stored, 1 << 62)):
+        if value is None and value is stored:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
             raise ValueError(f"member {name!r} with {value!r}")
     if not _DIGEST.fullmatch(sha256):
         raise ValueError(f"digest of {name!r}")
-    return Member(name, size, crc32, sha256)
+    return Member(name, size, crc32, sha256, stored)

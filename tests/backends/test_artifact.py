@@ -72,11 +72,28 @@ def _members(content: bytes = SMALL) -> dict[str, bytes]:
 
 def _packed(members: list[tuple[str, bytes]]) -> bytes:
     """A container of these members, whose comment fits its manifest."""
-    digest = hashlib.sha256(dict(members).get(MANIFEST, b"")).hexdigest()
+    return _written([_part(name, data) for name, data in members])
+
+
+def _part(name: str, data: bytes) -> tuple[Member, bytes]:
+    return (Member.of(name, [data]), data) if name == WEIGHTS else Member.deflated(name, data)
+
+
+def _written(parts: list[tuple[Member, bytes]]) -> bytes:
+    digest = next((member.sha256 for member, _ in parts if member.name == MANIFEST), "")
     stream = io.BytesIO()
-    parts = [(Member.of(name, [data]), [data]) for name, data in members]
-    write(stream, parts, b"shave manifest sha256:" + digest.encode())
+    write(stream, [(member, [data]) for member, data in parts], b"shave manifest sha256:" + digest.encode())
     return stream.getvalue()
+
+
+def _with_library(library: Member, data: bytes) -> bytes:
+    """An artifact whose manifest and framing agree on what its library is."""
+    members = _members()
+    manifest = json.loads(members[MANIFEST])
+    entry = {"size": library.size, "crc32": library.crc32, "sha256": library.sha256, "stored": library.stored}
+    manifest["members"][LIBRARY] = entry
+    first = _part(MANIFEST, json.dumps(manifest).encode())
+    return _written([first, (library, data), _part(WEIGHTS, members[WEIGHTS])])
 
 
 def _with_manifest(**changes: Any) -> bytes:
@@ -103,8 +120,7 @@ def test_ordinary_tools_read_it(packed: Path) -> None:
         data = json.loads(archive.read(MANIFEST))
     for name, weight in handmade.weights():
         np.testing.assert_array_equal(loaded[name], weight)
-    for name, entry in data["members"].items():
-        assert entry["sha256"] == hashlib.sha256(_members(packed.read_bytes())[name]).hexdigest()
+    assert data["members"][WEIGHTS]["sha256"] == hashlib.sha256(_members(packed.read_bytes())[WEIGHTS]).hexdigest()
 
 
 def test_equal_input_gives_equal_bytes() -> None:
@@ -237,10 +253,35 @@ def test_other_order(refuse: Callable[[bytes], str]) -> None:
     refuse(_packed(list(reversed(_members().items()))))
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_compressed_members(refuse: Callable[[bytes], str]) -> None:
-    """A bomb is refused without being unpacked."""
+def test_members_deflated_otherwise(refuse: Callable[[bytes], str]) -> None:
+    """Each is deflated, or not, as the format says."""
     refuse(_zip([MANIFEST, LIBRARY, WEIGHTS], zipfile.ZIP_DEFLATED))
+    parts = {name: _part(name, data) for name, data in _members().items()}
+    plain = _members()[MANIFEST]
+    refuse(_written([(Member.of(MANIFEST, [plain]), plain), parts[LIBRARY], parts[WEIGHTS]]))
+    assert "does not describe its members" in refuse(_with_library(Member.of(LIBRARY, [b"code"]), b"code"))
+
+
+@pytest.mark.parametrize("size", [0, 16, 18, 1 << 20])
+def test_library_that_inflates_to_another_size(refuse: Callable[[bytes], str], size: int) -> None:
+    library, data = _part(LIBRARY, _members()[LIBRARY])
+    assert library.size == 17
+    assert f"library.so is not of {size} bytes" in refuse(_with_library(dataclasses.replace(library, size=size), data))
+
+
+def test_library_that_is_no_deflated_stream(refuse: Callable[[bytes], str]) -> None:
+    for junk in (b"", b"\xff" * 40, Member.deflated(LIBRARY, b"code")[1] + b"more"):
+        digest = hashlib.sha256(junk).hexdigest()
+        assert "it is damaged: library.so" in refuse(_with_library(Member(LIBRARY, 4, 0, digest, len(junk)), junk))
+
+
+def test_bombs_are_refused_before_they_are_inflated(refuse: Callable[[bytes], str]) -> None:
+    library, data = _part(LIBRARY, bytes(1 << 22))
+    assert len(data) < 1 << 13
+    lying = dataclasses.replace(library, size=17)
+    assert "not of 17 bytes" in refuse(_with_library(lying, data))
+    absurd = dataclasses.replace(library, size=1 << 31)
+    assert "a library of 2147483648 bytes is absurd" in refuse(_with_library(absurd, data))
 
 
 @pytest.mark.parametrize("size", [1 << 27, 1 << 40, 1 << 61])

@@ -3,7 +3,10 @@ from __future__ import annotations
 import io
 import zipfile
 
+import pytest
+
 from shave.backends.container import ALIGNMENT, Member, layout, write
+from shave.ir.errors import ArtifactError
 
 CONTENTS = [("manifest.json", b"{}"), ("library.so", b"x" * 1000), ("empty", b""), ("weights.safetensors", b"y" * 65)]
 
@@ -33,6 +36,22 @@ def test_members_are_aligned_where_the_layout_says() -> None:
     assert framed == len(data)  # framing and data cover each byte once
     for offset, frame in plan.framing:
         assert data[offset : offset + len(frame)] == frame
+
+
+def test_deflated_members() -> None:
+    content = bytes(range(256)) * 40
+    member, data = Member.deflated("library.so", content)
+    assert (member.size, member.space) == (len(content), len(data))
+    assert len(data) < 1000
+    stream = io.BytesIO()
+    write(stream, [(member, [data]), (Member.of("last", [b"y"]), [b"y"])], b"")
+    with zipfile.ZipFile(stream) as archive:
+        assert archive.testzip() is None
+        assert archive.read("library.so") == content
+        assert [info.compress_type for info in archive.infolist()] == [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED]
+    assert member.read(memoryview(data)) == content
+    with pytest.raises(ArtifactError, match="digest of library.so"):
+        member.read(memoryview(data[:-1]))
 
 
 def test_offsets_beyond_four_gigabytes() -> None:
