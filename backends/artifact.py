@@ -1,9 +1,9 @@
 """The artifact file: making one, and opening one without trusting it.
 
-A ``.shave`` file is a zip (:mod:`shave.backends.container`) of three members: ``manifest.json``, ``library.so`` and
-``weights.safetensors``, the first two deflated. The comment at its end holds the digest of the manifest, the manifest
-holds the digests of the other two, and every remaining byte follows from these: so each byte of a file is checked
-before any code of it runs.
+A ``.shave`` file is a zip (:mod:`shave.backends.container`) of four members: ``manifest.json``, ``library.so`` and
+``small.safetensors``, which are deflated, and ``weights.safetensors``, which is not. The comment at its end holds the
+digest of the manifest, the manifest holds the digests of the others, and every remaining byte follows from these: so
+each byte of a file is checked before any code of it runs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from shave.ir.errors import ArtifactError
 from shave.ir.files import atomic_write
 from shave.ir.signature import Signature
 
-MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "library.so", "weights.safetensors"
+MANIFEST, LIBRARY, SMALL, WEIGHTS = "manifest.json", "library.so", "small.safetensors", "weights.safetensors"
+MEMBERS = (MANIFEST, LIBRARY, SMALL, WEIGHTS)
+"""In the order of the file."""
 
 _MANIFEST_LIMIT = 1 << 26
-_LIBRARY_LIMIT = 1 << 30
+_LIMIT = 1 << 30  # bytes of another member that is inflated
 _COMMENT = b"shave manifest sha256:"
 
 
@@ -44,7 +46,7 @@ class Contents:
     Attributes:
         manifest: What it is.
         library: The shared library, inflated.
-        stored: The tensors of the file by name, views of ``file``.
+        stored: The tensors of the file by name, views of ``file`` but for the small ones.
         file: The whole file. Mapped copy-on-write: nothing done in memory reaches the disk.
     """
 
@@ -57,7 +59,7 @@ class Contents:
     def weights(self) -> tuple[tensors.Array, ...]:
         """The weights in the order in which the library takes them.
 
-        Those that are stored as they are used are views of ``file``, the others are decoded anew each time.
+        Those that are stored as they are used are views, mostly of ``file``; the others are decoded anew each time.
 
         Raises:
             ArtifactError: Codes do not fit their table.
@@ -118,24 +120,25 @@ def pack(
         UnsupportedError: A weight has a dtype without a place in the format.
     """
     encoded = encoded or {}
-    stored = _stored(weights, encoded)
-    code, small_library = Member.deflated(LIBRARY, library)
-    data = Member.of(WEIGHTS, tensors.encode(stored))
+    small, large = tensors.split(_stored(weights, encoded))
+    code = Member.deflated(LIBRARY, library)
+    few = Member.deflated(SMALL, b"".join(tensors.encode(small)))
+    data = Member.of(WEIGHTS, tensors.encode(large))
     manifest = Manifest(
         signature=signature,
         platform=Platform.of(target),
         weights=tuple(name for name, _ in weights),
         encodings={name: each.encoding for name, each in encoded.items()},
         plan=plan,
-        members=(code, data),
+        members=(code[0], few[0], data),
         report=report,
         figures=figures or {},
         versions={name: number for name, number in made_with().items() if number is not None},
         kernels=tuple(kernels),
     ).encode()
-    first, small_manifest = Member.deflated(MANIFEST, manifest)
-    contents = [(first, [small_manifest]), (code, [small_library]), (data, tensors.encode(stored))]
-    write(stream, contents, _COMMENT + first.sha256.encode())
+    first = Member.deflated(MANIFEST, manifest)
+    contents = [(member, [deflated]) for member, deflated in (first, code, few)]
+    write(stream, [*contents, (data, tensors.encode(large))], _COMMENT + first[0].sha256.encode())
 
 
 def _stored(
@@ -192,23 +195,27 @@ def read_artifact(stream: BinaryIO) -> Contents:
     for offset, frame in plan.framing:
         if file[offset : offset + len(frame)] != frame:
             raise ArtifactError(f"it is damaged: the zip framing at byte {offset} is not what it must be")
-    library, weights = (
+    library, small, large = (
         member.read(file[start : start + member.space])
         for start, member in zip(plan.starts[1:], manifest.members, strict=True)
     )
 
-    stored = tensors.decode(weights)
+    few, many = tensors.decode(small), tensors.decode(large)
+    if few.keys() & many.keys():
+        raise ArtifactError("it holds a tensor twice")
+    stored = {**few, **many}
     _check_weights(manifest, stored)
     return Contents(manifest, library, stored, file)
 
 
 def _check_members(manifest: Manifest) -> None:
-    """Refuse other members than an artifact has, and a library that is absurd once it is inflated."""
-    stored = {member.name: member.stored is None for member in manifest.members}
-    if list(stored.items()) != [(LIBRARY, False), (WEIGHTS, True)]:
+    """Refuse other members than an artifact has, and what would be absurd once it is inflated."""
+    deflated = [(member.name, member.stored is not None) for member in manifest.members]
+    if deflated != [(LIBRARY, True), (SMALL, True), (WEIGHTS, False)]:
         raise ArtifactError("its manifest does not describe its members")
-    if (size := manifest.members[0].size) > _LIBRARY_LIMIT:
-        raise ArtifactError(f"it is refused: a library of {size} bytes is absurd")
+    for member in manifest.members[:2]:
+        if member.size > _LIMIT:
+            raise ArtifactError(f"it is refused: {member.name} of {member.size} bytes is absurd")
 
 
 def _check_weights(manifest: Manifest, stored: Mapping[str, tensors.Array]) -> None:
@@ -239,9 +246,9 @@ def _check_directory(stream: BinaryIO) -> tuple[int, int]:
     for name in names:
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
             raise ArtifactError(f"it is refused: member {name!r} points out of the file")
-    if extra := sorted(set(names) - {MANIFEST, LIBRARY, WEIGHTS}):
+    if extra := sorted(set(names).difference(MEMBERS)):
         raise ArtifactError(f"it is not an artifact: {extra[0]!r} is no member of one")
-    for name in (MANIFEST, LIBRARY, WEIGHTS):
+    for name in MEMBERS:
         if names.count(name) != 1:
             raise ArtifactError(f"it is not an artifact: {names.count(name)} of its members are named {name}, not 1")
     manifest = infos[names.index(MANIFEST)]

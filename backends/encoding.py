@@ -6,7 +6,6 @@ A form is a kind with a few small tensors, its *parts*, and the packing that fol
   [..., entries]: a table for each place of the leading axes, along which the codes are broadcast;
 - ``affine``: ``codes``, and ``scale`` and ``zero``, which broadcast against them: ``(code - zero) * scale``;
 - ``integers``: ``codes``, and ``low``, a number to add to each; its type (8 or 16 bits, or float32) is the weight's;
-- ``deflated``: ``stream``, the bytes of whole numbers of ``bits`` bits as zlib writes them;
 - ``narrow``: ``values`` in a narrower float type.
 
 Codes lie in the order of the program, without the zeros that kernels want between channels: a form packed ahead would
@@ -16,7 +15,6 @@ comes behind decoding, one weight at a time.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -36,7 +34,6 @@ PARTS = {
     "lookup": ("codes", "codebook"),
     "affine": ("codes", "scale", "zero"),
     "integers": ("codes", "low"),
-    "deflated": ("stream",),
     "narrow": ("values",),
 }
 """Kinds, and the parts of each."""
@@ -47,7 +44,6 @@ _NARROW = ("float16", "bfloat16")
 _PIECE = 1 << 18  # weights that are decoded at a time
 _LARGEST = {"int8": 127, "int16": 1 << 14, "float32": 1 << 14}  # whole numbers that codes may stand for, by type
 _LARGEST_ZERO = 1 << 23  # what float32 holds exactly, less any code
-_INFLATE = 1 << 18  # bytes of an array that zlib takes less than 2 ms for
 _SAVING, _SHARE = 128, 32  # bytes, and share of them: with less to save a weight is used where it lies in the file
 
 
@@ -57,7 +53,7 @@ class Encoding:
 
     Attributes:
         kind: One of :data:`PARTS`.
-        bits: Of a code, or of a deflated number; 0 where there are none.
+        bits: Of a code; 0 where there are none.
         view: The shape in which the codes are decoded.
         packing: What is done to the decoded values.
     """
@@ -95,11 +91,6 @@ class Encoding:
             if self.bits or values.dtype.name not in _NARROW or values.shape != self.view:
                 raise ValueError(f"values {values.dtype} {list(values.shape)}")
             return
-        if self.kind == "deflated":
-            (stream,) = parts.values()
-            if self.bits not in (8, 16, 32) or stream.dtype != np.uint8 or stream.ndim != 1:
-                raise ValueError(f"{stream.dtype} {list(stream.shape)} for numbers of {self.bits} bits")
-            return
         codes, *others = parts.values()
         if not 1 <= self.bits <= MAX_BITS or codes.dtype != np.uint8:
             raise ValueError(f"codes of {self.bits} bits in {codes.dtype}")
@@ -126,15 +117,13 @@ class Encoding:
         """Make the weight; while it is packed there are two of it.
 
         Raises:
-            ArtifactError: A code is beyond its table, or a stream is not what was written.
+            ArtifactError: A code is beyond its table.
         """
         return self.packing.apply(self._values(parts))
 
     def _values(self, parts: Mapping[str, Array]) -> Array:
         if self.kind == "narrow":
             return parts["values"].astype(np.float32)
-        if self.kind == "deflated":
-            return self._inflated(parts["stream"])
         codes, table, *more = parts.values()
         numbers = unpack(codes, self.bits, prod(self.view)).reshape(self.view)
         if self.kind == "integers":
@@ -162,17 +151,6 @@ class Encoding:
         for some in self._pieces():
             values[some] = numbers[some] + low.astype(np.int16)
         return values
-
-    def _inflated(self, stream: Array) -> Array:
-        size = prod(self.view) * self.bits // 8
-        engine = zlib.decompressobj()
-        try:
-            content = engine.decompress(stream.tobytes(), size + 1)
-        except zlib.error as error:
-            raise ArtifactError(f"its stream is damaged: {error}") from error
-        if len(content) != size or not engine.eof or engine.unused_data:
-            raise ArtifactError(f"its stream does not hold {size} bytes")
-        return np.frombuffer(content, f"<i{self.bits // 8}").astype(f"int{self.bits}").reshape(self.view)
 
     def _pieces(self) -> Iterator[slice]:
         """Slices that cut the view along its first axis, so that what is computed on the way stays small."""
@@ -237,19 +215,6 @@ def integers(array: Array, dtype: str) -> Encoded:
     low = min(low, _LARGEST[dtype] - (1 << bits) + 1)  # no code may stand for more than the type holds
     codes = pack((array.astype(np.int16) - low).astype(np.uint8), bits)
     return Encoded(Encoding("integers", bits, array.shape), {"codes": codes, "low": np.array([low], dtype)})
-
-
-def deflated(array: Array) -> Encoded | None:
-    """Small whole numbers, if that saves enough: most of them are close to zero, or zeros that fill up vectors.
-
-    Arrays of more than :data:`_INFLATE` bytes are left alone: they would take long to load.
-    """
-    if array.dtype.name not in ("int8", "int16", "int32") or array.nbytes > _INFLATE:
-        return None
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    stream = np.frombuffer(zlib.compress(little.tobytes(), 9), np.uint8)
-    encoded = Encoded(Encoding("deflated", 8 * array.itemsize, array.shape), {"stream": stream})
-    return encoded if encoded.stands_for(array) else None
 
 
 def narrow(array: Array) -> Encoded | None:

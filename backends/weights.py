@@ -3,6 +3,10 @@
 The format wants tensors one after the other without holes. To have as many as possible start at a multiple of 64
 bytes, the header is padded with spaces, tensors whose size is a multiple of 64 come first, and the rest follows,
 largest first.
+
+An artifact has two such files. Tensors that are too small to be worth a place and a line of the header of their own,
+and integers that deflating makes smaller (most are close to zero, or zeros that fill up vectors), go into one that is
+deflated as a whole and inflated when it is loaded; the others into one that is mapped into memory.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +33,9 @@ _CODES = {
 }  # fmt: skip
 _NAMES = {code: name for name, code in _CODES.items()}
 _HEADER_LIMIT = 100_000_000  # the format's own limit
+_SHARE = 32  # a part in so many is worth inflating for
+_TINY = 1 << 11  # bytes of a tensor of which the line in the header is about such a part
+_INFLATE = 1 << 18  # bytes of integers that zlib takes less than 2 ms for
 
 
 @functools.cache
@@ -39,6 +47,22 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         name = getattr(ml_dtypes, name)
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype
+
+
+def split(weights: Sequence[tuple[str, Array]]) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]]]:
+    """Those that go into the file that is deflated, and the others."""
+    small = [_worth_deflating(array) for _, array in weights]
+    chosen = list(zip(weights, small, strict=True))
+    return [each for each, here in chosen if here], [each for each, here in chosen if not here]
+
+
+def _worth_deflating(array: Array) -> bool:
+    if array.nbytes <= _TINY:
+        return True
+    if array.dtype.kind not in "iu" or array.nbytes > _INFLATE:
+        return False
+    deflated = len(zlib.compress(np.ascontiguousarray(array).tobytes()))
+    return deflated + array.nbytes // _SHARE < array.nbytes
 
 
 def encode(weights: Sequence[tuple[str, Array]]) -> Iterator[bytes | memoryview]:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from shave.backends import artifact as artifacts
 from shave.backends import host, runtime
-from shave.backends.artifact import LIBRARY, MANIFEST, WEIGHTS, open_artifact
+from shave.backends.artifact import LIBRARY, MANIFEST, MEMBERS, SMALL, WEIGHTS, open_artifact
 from shave.backends.container import Member, write
 from shave.backends.manifest import FORMAT
 from shave.backends.runtime import load
@@ -31,7 +32,7 @@ from shave.ir.errors import ArtifactError, WriteError
 from tests.backends import handmade
 
 TINY = {"weights": [("w", np.ones(16, np.float32)), ("b", np.ones(3, np.float32))], "target": resolve("x86-64-v2")}
-SMALL = handmade.artifact(b"no library at all", **TINY)
+GOOD = handmade.artifact(b"no library at all", **TINY)
 """An artifact whose library would fail to load: a check that comes too late shows as another error."""
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +66,7 @@ def refuse(tmp_path: Path) -> Callable[[bytes], str]:
     return check
 
 
-def _members(content: bytes = SMALL) -> dict[str, bytes]:
+def _members(content: bytes = GOOD) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {info.filename: archive.read(info) for info in archive.infolist()}
 
@@ -93,7 +94,7 @@ def _with_library(library: Member, data: bytes) -> bytes:
     entry = {"size": library.size, "crc32": library.crc32, "sha256": library.sha256, "stored": library.stored}
     manifest["members"][LIBRARY] = entry
     first = _part(MANIFEST, json.dumps(manifest).encode())
-    return _written([first, (library, data), _part(WEIGHTS, members[WEIGHTS])])
+    return _written([first, (library, data), *(_part(name, members[name]) for name in (SMALL, WEIGHTS))])
 
 
 def _with_manifest(**changes: Any) -> bytes:
@@ -114,9 +115,9 @@ def test_contents_of_a_good_file(packed: Path, library: bytes) -> None:
 
 def test_ordinary_tools_read_it(packed: Path) -> None:
     with zipfile.ZipFile(packed) as archive:
-        assert archive.namelist() == [MANIFEST, LIBRARY, WEIGHTS]
+        assert archive.namelist() == [*MEMBERS]
         assert archive.testzip() is None
-        loaded = safetensors.numpy.load(archive.read(WEIGHTS))
+        loaded = {k: v for name in (SMALL, WEIGHTS) for k, v in safetensors.numpy.load(archive.read(name)).items()}
         data = json.loads(archive.read(MANIFEST))
     for name, weight in handmade.weights():
         np.testing.assert_array_equal(loaded[name], weight)
@@ -124,7 +125,7 @@ def test_ordinary_tools_read_it(packed: Path) -> None:
 
 
 def test_equal_input_gives_equal_bytes() -> None:
-    assert handmade.artifact(b"no library at all", **TINY) == SMALL
+    assert handmade.artifact(b"no library at all", **TINY) == GOOD
 
 
 def test_full_lines_of_weights_are_used_in_place(packed: Path) -> None:
@@ -152,8 +153,8 @@ def test_the_file_may_be_deleted_or_replaced_while_open(packed: Path) -> None:
 
 def test_every_flipped_byte_is_detected(refuse: Callable[[bytes], str]) -> None:
     """Each byte of the file: headers, padding, data, directory, comment."""
-    for position in range(len(SMALL)):
-        damaged = bytearray(SMALL)
+    for position in range(len(GOOD)):
+        damaged = bytearray(GOOD)
         damaged[position] ^= 1 << (position % 8)
         refuse(bytes(damaged))
 
@@ -161,14 +162,14 @@ def test_every_flipped_byte_is_detected(refuse: Callable[[bytes], str]) -> None:
 @FUZZ
 @given(data=st.data())
 def test_truncated(refuse: Callable[[bytes], str], data: st.DataObject) -> None:
-    refuse(SMALL[: data.draw(st.integers(0, len(SMALL) - 1))])
+    refuse(GOOD[: data.draw(st.integers(0, len(GOOD) - 1))])
 
 
 @FUZZ
-@given(start=st.integers(0, len(SMALL)), stop=st.integers(0, len(SMALL)), patch=st.binary(max_size=80))
+@given(start=st.integers(0, len(GOOD)), stop=st.integers(0, len(GOOD)), patch=st.binary(max_size=80))
 def test_spliced(refuse: Callable[[bytes], str], start: int, stop: int, patch: bytes) -> None:
-    damaged = SMALL[:start] + patch + SMALL[stop:]
-    if damaged != SMALL:
+    damaged = GOOD[:start] + patch + GOOD[stop:]
+    if damaged != GOOD:
         refuse(damaged)
 
 
@@ -176,8 +177,8 @@ def test_spliced(refuse: Callable[[bytes], str], start: int, stop: int, patch: b
 @given(noise=st.binary(max_size=300), keep=st.integers(0, 400))
 def test_noise_with_a_true_ending(refuse: Callable[[bytes], str], noise: bytes, keep: int) -> None:
     """The end of a zip file is where its reading begins."""
-    damaged = noise + SMALL[len(SMALL) - keep :]
-    if damaged != SMALL:
+    damaged = noise + GOOD[len(GOOD) - keep :]
+    if damaged != GOOD:
         refuse(damaged)
 
 
@@ -237,13 +238,13 @@ def test_foreign_member(refuse: Callable[[bytes], str]) -> None:
     assert "'model.pt'" in refuse(_zip(["model.pt"]))
 
 
-@pytest.mark.parametrize("name", [MANIFEST, LIBRARY, WEIGHTS])
+@pytest.mark.parametrize("name", [*MEMBERS])
 def test_missing_member(refuse: Callable[[bytes], str], name: str) -> None:
     rest = [(other, data) for other, data in _members().items() if other != name]
     assert f"0 of its members are named {name}" in refuse(_packed(rest))
 
 
-@pytest.mark.parametrize("name", [MANIFEST, LIBRARY, WEIGHTS])
+@pytest.mark.parametrize("name", [*MEMBERS])
 def test_duplicate_member(refuse: Callable[[bytes], str], name: str) -> None:
     members = _members()
     assert f"2 of its members are named {name}" in refuse(_packed([*members.items(), (name, members[name])]))
@@ -255,10 +256,10 @@ def test_other_order(refuse: Callable[[bytes], str]) -> None:
 
 def test_members_deflated_otherwise(refuse: Callable[[bytes], str]) -> None:
     """Each is deflated, or not, as the format says."""
-    refuse(_zip([MANIFEST, LIBRARY, WEIGHTS], zipfile.ZIP_DEFLATED))
-    parts = {name: _part(name, data) for name, data in _members().items()}
-    plain = _members()[MANIFEST]
-    refuse(_written([(Member.of(MANIFEST, [plain]), plain), parts[LIBRARY], parts[WEIGHTS]]))
+    refuse(_zip([*MEMBERS], zipfile.ZIP_DEFLATED))
+    (_, plain), *others = _members().items()
+    first = Member.of(MANIFEST, [plain])
+    refuse(_written([(first, plain), *(_part(name, data) for name, data in others)]))
     assert "does not describe its members" in refuse(_with_library(Member.of(LIBRARY, [b"code"]), b"code"))
 
 
@@ -281,14 +282,14 @@ def test_bombs_are_refused_before_they_are_inflated(refuse: Callable[[bytes], st
     lying = dataclasses.replace(library, size=17)
     assert "not of 17 bytes" in refuse(_with_library(lying, data))
     absurd = dataclasses.replace(library, size=1 << 31)
-    assert "a library of 2147483648 bytes is absurd" in refuse(_with_library(absurd, data))
+    assert "library.so of 2147483648 bytes is absurd" in refuse(_with_library(absurd, data))
 
 
 @pytest.mark.parametrize("size", [1 << 27, 1 << 40, 1 << 61])
 def test_absurd_size_of_the_manifest(refuse: Callable[[bytes], str], size: int) -> None:
     real = len(_members()[MANIFEST])
-    damaged = SMALL.replace(real.to_bytes(8, "little"), size.to_bytes(8, "little"))
-    assert damaged != SMALL
+    damaged = GOOD.replace(real.to_bytes(8, "little"), size.to_bytes(8, "little"))
+    assert damaged != GOOD
     assert "absurd" in refuse(damaged)
 
 
@@ -309,6 +310,18 @@ def test_weights_that_the_manifest_does_not_name(refuse: Callable[[bytes], str])
     entry = {"kind": "narrow", "bits": 0, "view": [16], "packing": []}
     for name in ("w", "other"):
         assert "does not describe its weights" in refuse(_with_manifest(encodings={name: entry}))
+
+
+def test_a_tensor_in_both_files(refuse: Callable[[bytes], str]) -> None:
+    members = _members()
+    assert members[SMALL] != members[WEIGHTS]
+    data = json.loads(members[MANIFEST])
+    twice = members[SMALL]
+    size, crc32 = len(twice), zlib.crc32(twice)
+    digest = hashlib.sha256(twice).hexdigest()
+    data["members"][WEIGHTS] = {"size": size, "crc32": crc32, "sha256": digest, "stored": None}
+    changed = {**members, MANIFEST: json.dumps(data).encode(), WEIGHTS: twice}
+    assert "it holds a tensor twice" in refuse(_packed(list(changed.items())))
 
 
 def test_other_processor(tmp_path: Path, refuse: Callable[[bytes], str]) -> None:
@@ -337,7 +350,7 @@ def test_no_file(tmp_path: Path, name: str, reason: str) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_unreadable_file(tmp_path: Path) -> None:
     path = tmp_path / "secret.shave"
-    path.write_bytes(SMALL)
+    path.write_bytes(GOOD)
     path.chmod(0)
     with pytest.raises(ArtifactError, match="Permission denied"):
         load(path)
@@ -379,5 +392,5 @@ def test_failed_save_leaves_the_old_file(
 
 def test_names_are_those_of_the_format() -> None:
     """Written down in the documentation of the format: a change needs a new format number."""
-    assert (MANIFEST, LIBRARY, WEIGHTS) == ("manifest.json", "library.so", "weights.safetensors")
+    assert MEMBERS == ("manifest.json", "library.so", "small.safetensors", "weights.safetensors")
     assert artifacts._COMMENT == b"shave manifest sha256:"

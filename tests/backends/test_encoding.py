@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shave.backends.artifact import MANIFEST, WEIGHTS, open_artifact
-from shave.backends.encoding import Encoded, Encoding, deflated, integers, narrow
+from shave.backends.artifact import MANIFEST, SMALL, WEIGHTS, open_artifact
+from shave.backends.encoding import Encoded, Encoding, integers, narrow
 from shave.backends.packing import Packing
 from shave.backends.targets import resolve
 from shave.backends.weights import decode
@@ -124,48 +123,6 @@ def test_integers_beyond_their_type_are_refused(low: float, dtype: str) -> None:
         good.encoding.check("w", parts)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
-def test_numbers_close_to_zero_are_deflated(dtype: str, tmp_path: Path) -> None:
-    values = np.rint(RNG.normal(size=(40, 9, 11)) * 20).astype(dtype)
-    values[::3] = 0
-    encoded = deflated(values)
-    assert encoded is not None
-    assert encoded.nbytes < 0.8 * values.nbytes
-    encoded.encoding.check("w", encoded.parts)
-    packing = Packing().pad(48, 9, 11)
-    weight, _ = opened(tmp_path, content(encoded.then(packing))).weights
-    assert weight.dtype == values.dtype
-    np.testing.assert_array_equal(weight, packing.apply(values))
-
-
-def test_what_zlib_makes_no_smaller_or_takes_long_for_is_left() -> None:
-    assert deflated(RNG.integers(-128, 128, 8000).astype(np.int8)) is None
-    assert deflated(np.zeros(1 << 19, np.int8)) is None
-    assert deflated(np.zeros(5000, np.float32)) is None
-    assert deflated(np.zeros(100, np.int8)) is None
-
-
-@pytest.mark.parametrize(
-    ("stream", "bits", "message"),
-    [
-        (lambda good: good[:-5], 8, "does not hold 3960 bytes"),
-        (lambda good: good[5:], 8, "is damaged"),
-        (lambda good: np.append(good, good), 8, "does not hold 3960 bytes"),
-        (lambda good: good, 16, "does not hold 7920 bytes"),
-        (lambda good: np.frombuffer(zlib.compress(bytes(1 << 21)), np.uint8), 8, "does not hold 3960 bytes"),
-    ],
-    ids=["cut off", "no beginning", "twice", "too short", "too long"],
-)
-def test_damaged_streams_are_refused(stream: Any, bits: int, message: str) -> None:
-    good = deflated(np.zeros(SHAPE, np.int8) + np.arange(11, dtype=np.int8))
-    assert good is not None
-    with pytest.raises(ArtifactError, match=message):
-        Encoding("deflated", bits, SHAPE).decode({"stream": stream(good.parts["stream"])})
-    for kind, what in ((np.int8, "int8"), (np.uint8, r"uint8 \[1, ")):
-        with pytest.raises(ArtifactError, match=f"cannot be decoded: {what}.* for numbers of 8 bits"):
-            good.encoding.check("w", {"stream": good.parts["stream"][None].astype(kind)})
-
-
 def test_little_to_save_is_not_worth_decoding() -> None:
     values = RNG.integers(-127, 128, (1000, 64)).astype(np.int8)
     values[0, :2] = -127, 127
@@ -213,8 +170,8 @@ def test_artifacts_store_the_small_form(make: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(weight, packing.apply(wanted))
     np.testing.assert_array_equal(bias, np.ones(3, np.float32))
     with zipfile.ZipFile(tmp_path / "some.shave") as archive:
-        stored = decode(memoryview(archive.read(WEIGHTS)))
-    assert sum(array.nbytes for array in stored.values()) == encoded.nbytes + 12
+        stored = [decode(memoryview(archive.read(name))) for name in (SMALL, WEIGHTS)]
+    assert sum(array.nbytes for arrays in stored for array in arrays.values()) == encoded.nbytes + 12
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from shave.backends.container import ALIGNMENT
-from shave.backends.weights import decode, encode
+from shave.backends.weights import decode, encode, split
 from shave.ir.errors import ArtifactError, UnsupportedError
 
 RNG = np.random.default_rng(1)
@@ -111,3 +111,17 @@ def _entry(**changes: Any) -> dict[str, Any]:
 def test_broken_files_are_refused(content: memoryview) -> None:
     with pytest.raises(ArtifactError, match="safetensors"):
         decode(content)
+
+
+def test_small_tensors_and_integers_close_to_zero_are_deflated() -> None:
+    close = np.rint(RNG.normal(size=(99, 110)) * 20)
+    kept = [
+        ("floats", np.zeros(5000, np.float32)),
+        ("bytes", RNG.integers(-128, 128, 8000).astype(np.int8)),
+        ("long to inflate", np.zeros(1 << 19, np.int8)),
+    ]
+    small = [("few", RNG.normal(size=100).astype(np.float32)), ("empty", np.zeros((0, 3), np.float32))]
+    small += [(dtype, close.astype(dtype)) for dtype in ("int8", "int16", "int32")]
+    found, others = split([*kept, *small])
+    assert [name for name, _ in found] == [name for name, _ in small]
+    assert [name for name, _ in others] == [name for name, _ in kept]

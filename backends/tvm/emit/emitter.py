@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from shave.backends.encoding import Encoded, deflated, integers, narrow
+from shave.backends.encoding import Encoded, integers, narrow
 from shave.backends.packing import Packing
 from shave.backends.target import Target
 from shave.backends.tvm import layout
@@ -58,7 +58,7 @@ class Weights:
         if name not in self.arrays:
             self.arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
             if encoded is None or not encoded.stands_for(self.arrays[name]):
-                encoded = narrow(self.arrays[name]) or deflated(self.arrays[name])
+                encoded = narrow(self.arrays[name])
             if encoded is not None:
                 self.encoded[name] = encoded
             self.variables[name] = relax.Var(f"w{len(self.variables)}", relax.TensorType(array.shape, str(array.dtype)))
