@@ -1,7 +1,8 @@
 """What factorization saves of the classical networks: MACs, parameters, and time on one thread of this machine.
 
 Weights are random, so that there is no rank to find in them: ranks are those that keep the published share of the MACs
-or of the weights (Kim et al., ICLR 2016; Novikov et al., NIPS 2015), and what is measured is what they are worth.
+or of the weights (Kim et al., ICLR 2016; Novikov et al., NIPS 2015), and what is measured is what they are worth. What
+variational Bayes and the cost oracle choose by themselves is shown on networks with trained weights.
 
     python -m benchmarks.factorize_speed --build FOLDER [CASE ...]   # splits and compiles; a case that is there is kept
     python -m benchmarks.factorize_speed --time FOLDER [CASE ...]    # both in turns; rows go to benchmarks/history
@@ -24,6 +25,7 @@ from torch import nn
 
 import shave
 from benchmarks.latency.history import append, machine, revision
+from benchmarks.real_models import real_models
 from benchmarks.torchvision_import import import_torchvision
 from shave.backends.targets import resolve
 from shave.backends.timing import interleave
@@ -61,6 +63,10 @@ def _torchvision(name: str, **given: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def _trained(name: str) -> Callable[[], nn.Module]:
+    return lambda: next(model for model in real_models() if model.name == name).load().module
+
+
 def _linear(inputs: int, outputs: int) -> Callable[[], nn.Module]:
     return lambda: nn.Linear(inputs, outputs)
 
@@ -87,7 +93,7 @@ def _fully_connected() -> dict[str, Case]:
 CASES = {
     "AlexNet": Case(
         _torchvision("alexnet"), _IMAGE,
-        "factorize{method=svd params=0.18 layers=[re:classifier.*]}, factorize{macs=0.4 layers=[re:features.*]}",
+        "factorize{method=svd params=0.213 layers=[re:classifier.*]}, factorize{macs=0.4 layers=[re:features.*]}",
         "2.67x MACs, 5.46x weights", True,
     ),
     "AlexNet, convolutions": Case(_torchvision("alexnet"), _IMAGE, "factorize{macs=0.3745}", "2.67x MACs", True),
@@ -101,6 +107,11 @@ CASES = {
     ),
     "AlexNet, by time": Case(_torchvision("alexnet"), _IMAGE, "factorize{time=0.45}", "", True),
     "VGG-16, by time": Case(_torchvision("vgg16"), _IMAGE, "factorize{time=0.5}", "", True),
+    **{
+        f"{name}, {ranks}": Case(_trained(name), shape, f"factorize{{{options}}}", "", True)
+        for name, shape in (("Tiny Darknet", _IMAGE), ("ResNet-20", (3, 32, 32)))
+        for ranks, options in (("VBMF", "rank=vbmf gain=macs"), ("by cost", "rank=cost"))
+    },
     **_fully_connected(),
 }  # fmt: skip
 
