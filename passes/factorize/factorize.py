@@ -30,7 +30,7 @@ from shave.passes.factorize.tensor_train import TensorTrain, why_not_shapes
 from shave.passes.factorize.tucker import Tucker
 from shave.passes.intermediate import counterparts
 from shave.passes.probe import first_samples
-from shave.passes.prune.repair.repair import Method, repair
+from shave.passes.repair.repair import Method, repair
 from shave.passes.report import Report
 from shave.passes.scope import select
 from shave.passes.stages import Stage

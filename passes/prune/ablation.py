@@ -13,9 +13,9 @@ from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.prune.groups import Channels, Group, Slice
 from shave.passes.prune.importance.criterion import matrix
-from shave.passes.prune.repair.layer import layer_of
 from shave.passes.prune.roles import Role
 from shave.passes.prune.statistics import Statistics
+from shave.passes.repair.layer import layer_of
 
 _SAME = 1e-5
 """Relative distance up to which weights count as equal."""

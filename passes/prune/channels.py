@@ -15,9 +15,9 @@ from shave.passes.prune.importance.criterion import Reduction
 from shave.passes.prune.importance.normalise import Normaliser
 from shave.passes.prune.plain_weights import unpack
 from shave.passes.prune.pruning import Plan, Pruning
-from shave.passes.prune.repair.repair import Method
 from shave.passes.prune.schedule import Schedule
 from shave.passes.prune.selection import Attention, refusals, refuse_unknown
+from shave.passes.repair.repair import Method
 from shave.passes.report import Report
 from shave.passes.stages import Stage
 
@@ -35,7 +35,7 @@ class PruneChannels(Pass):
 
     The groups of :mod:`shave.passes.prune.groups` are cut as the options say; each cut is proven by
     :mod:`shave.passes.prune.certificate`. With calibration data the program is then mended layer by layer, see
-    :mod:`shave.passes.prune.repair`; with a trainer it is trained after each step.
+    :mod:`shave.passes.repair`; with a trainer it is trained after each step.
 
     How much goes is said by one of ``ratio`` (the share of channels that goes) or the budgets ``macs``, ``params``,
     ``size`` (what stays: a share, ``50%`` or a number of more than one). Without either, ``ranking=auto`` cuts what the

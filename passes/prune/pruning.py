@@ -18,13 +18,13 @@ from shave.passes.prune.groups import Group, find_groups
 from shave.passes.prune.importance.criterion import Reduction, Score
 from shave.passes.prune.importance.normalise import Normaliser, normalise
 from shave.passes.prune.plan import Limit, Overrun, costs, family, meet, unreachable
-from shave.passes.prune.repair.repair import Mended, Method, consumers, kept_positions, repair
 from shave.passes.prune.schedule import Schedule, kept_after
 from shave.passes.prune.selection import makers, ratios
 from shave.passes.prune.sensitivity import sensitivity
 from shave.passes.prune.statistics import gather
 from shave.passes.prune.step import Keep, choose, cut_proven, score, stand_in
 from shave.passes.prune.surgery import cut
+from shave.passes.repair.repair import Mended, Method, consumers, kept_positions, repair
 from shave.passes.report import Report
 
 SCAN_RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)

@@ -7,9 +7,9 @@ from torch import fx
 
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
-from shave.passes.prune.repair.layer import Layer, layer_of
 from shave.passes.quantize.affine import Scheme
 from shave.passes.quantize.products import product_of
+from shave.passes.repair.layer import Layer, layer_of
 
 MAX_FEATURES = 2048
 """Of one group of a layer: the sums of products of more would take too much memory and time."""

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from shave.ir.program import Program, attribute
-from shave.passes.prune.repair.spool import Spool, Stored
+from shave.passes.repair.spool import Spool, Stored
 
 
 class Walk:

@@ -11,8 +11,8 @@ from torch import fx
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.shapes import same_shape
-from shave.passes.prune.repair.layer import Layer
-from shave.passes.prune.repair.walk import Walk
+from shave.passes.repair.layer import Layer
+from shave.passes.repair.walk import Walk
 from shave.passes.simplify.affine import affine_of
 
 Kept = Mapping[str, Mapping[int, torch.Tensor]]

@@ -5,8 +5,8 @@ import torch
 
 from shave.ir.program import Program
 from shave.passes.prune.groups import find_groups
-from shave.passes.prune.repair.repair import Mended, Method, consumers, kept_positions, repair
 from shave.passes.prune.surgery import cut
+from shave.passes.repair.repair import Mended, Method, consumers, kept_positions, repair
 from tests.passes.prune.nets import NETS, data, perceptron, residual
 
 

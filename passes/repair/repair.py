@@ -15,12 +15,12 @@ from shave.ir.program import Program
 from shave.ir.rewrite import Rewriter
 from shave.passes.intermediate import counterparts
 from shave.passes.prune.groups import Group
-from shave.passes.prune.repair.layer import Layer, layer_of
-from shave.passes.prune.repair.least_squares import NormalEquations, fit
-from shave.passes.prune.repair.spool import Spool, Stored
-from shave.passes.prune.repair.target import Join, Kept, at_join, at_layer, join_of
-from shave.passes.prune.repair.walk import Walk
 from shave.passes.prune.roles import Role
+from shave.passes.repair.layer import Layer, layer_of
+from shave.passes.repair.least_squares import NormalEquations, fit
+from shave.passes.repair.spool import Spool, Stored
+from shave.passes.repair.target import Join, Kept, at_join, at_layer, join_of
+from shave.passes.repair.walk import Walk
 
 Method = Literal["statistics", "reconstruct"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import fx
 
-from shave.passes.prune.repair.spool import Spool
-from shave.passes.prune.repair.walk import Walk
+from shave.passes.repair.spool import Spool
+from shave.passes.repair.walk import Walk
 from tests.passes.prune.nets import NETS, data
 
 

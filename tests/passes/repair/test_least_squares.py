@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shave.passes.prune.repair.least_squares import NormalEquations, fit
+from shave.passes.repair.least_squares import NormalEquations, fit
 
 
 def problem(rows: int, noise: float = 0.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shave.passes.prune.repair.layer import layer_of
+from shave.passes.repair.layer import layer_of
 from tests.passes.handmade import draw, program_of
 
 aten = torch.ops.aten
