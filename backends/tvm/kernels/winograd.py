@@ -119,11 +119,21 @@ def _products(shape: WinogradShape, schedule: WinogradSchedule, target: Target) 
         spilled = passes * factors * blocks * (factors > target.l2_bytes // 2)
         # Much of what outgrows a core's part of level 3 comes from memory.
         cached = spilled * (1.5 if factors > 4 * target.l2_bytes else 1)
+        # The products of a group too are written, which reads first, and read.
+        products = sum(int(run.count) * _outgrown(factors * run.size / in_blocks, 3 / 4, target) for run in groups)
+        cached += SPILL * blocks * products
         # Each core reads what the others gathered.
         return _Work(cycles, cached + (target.cores - 1) * factors * blocks * CACHE_SPEED / EXCHANGE_SPEED, 0)
     held = factors + factors * out_blocks / in_blocks
-    streamed = blocks * weights * (weights + held > target.l2_bytes)
-    return _Work(cycles, SPILL * blocks * held * (held > target.l2_bytes * 3 // 4), 0, streamed)
+    streams = weights + held > target.l2_bytes
+    # Weights that stream through take their part of the cache.
+    outgrown = _outgrown(held, 1 / 2 if streams else 3 / 4, target)
+    return _Work(cycles, SPILL * blocks * outgrown, 0, blocks * weights * streams)
+
+
+def _outgrown(held: float, share: float, target: Target) -> float:
+    """All of the bytes that a block holds, if they are more than a share of the level 2 cache; else 0."""
+    return held * (held > share * target.l2_bytes)
 
 
 def _extents(shape: WinogradShape, schedule: WinogradSchedule, target: Target) -> tuple[int, int, int, int]:
