@@ -48,7 +48,7 @@ def measure(model: RealModel, pipeline: str, limit: int | None, artifact: bool, 
             path = Path(folder) / "model.shave"
             shave.compile(small).save(path)
             compiled = _classes(shave.load(path), inputs)
-            row["artifact_bytes"] = path.stat().st_size
+            row["file_share"] = round(path.stat().st_size / (4 * program.cost().parameters), 3)
         row["artifact"] = round(100 * float((compiled == labels).mean()), 2)
         row["disagree"] = round(100 * float((compiled != simulated).mean()), 2)
         if exact:
