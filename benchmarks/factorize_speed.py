@@ -101,6 +101,12 @@ CASES = {
         _torchvision("vgg16"), _IMAGE, "factorize{method=tucker macs=0.2028 layers=[re:features.*]}",
         "4.93x MACs, 3.34x", True,
     ),
+    "VGG-16 and its linear layers": Case(
+        _torchvision("vgg16"), _IMAGE,
+        "factorize{method=svd params=0.2 layers=[re:classifier.*]}, "
+        "factorize{method=tucker macs=0.2028 layers=[re:features.*]}",
+        "", True,
+    ),
     "GoogLeNet": Case(
         _torchvision("googlenet", aux_logits=False, init_weights=False),
         _IMAGE, "factorize{macs=0.4854}", "2.06x MACs", True,
