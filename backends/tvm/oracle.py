@@ -123,8 +123,8 @@ def _seconds(problem: Problem, target: Target) -> float | None:
 
         if not has_integers(target):
             return None
-    if isinstance(problem, Conversion):  # 4 bytes on one side, 1 on the other
-        return 5 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
+    if isinstance(problem, Conversion):  # 4 bytes on one side, 1 on the other, and 4 to find a range
+        return (9 if problem.measured else 5) * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     if isinstance(problem, Transpose):  # no kernel of a family's: bytes that are read, and bytes that are written
         return 8 * problem.elements / target.cores / (target.memory_gbytes * 1e9)
     family, shape = kernel_of(problem, target)

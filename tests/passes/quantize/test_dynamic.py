@@ -15,7 +15,6 @@ from tests.passes.quantize.nets import CASES, batches, residual, transformer
 
 
 class TestContract(PassContract):
-    idempotent = False  # what it rounds is rounded again: the operators are plain ones
     onnx = ("residual",)
 
     def make_pass(self) -> QuantizeDynamic:
