@@ -51,6 +51,7 @@ def use_integers(program: Program, rewriter: Rewriter) -> None:
     """Rewrite all of a graph; it stays as it is where nothing is quantized."""
     if not any(op_name(node) in (DEQUANTIZE, DEQUANTIZE_CHANNELS) for node in program.calls):
         return
+    _merge(program, rewriter)
     for node in program.calls:
         _as_uint8(rewriter, node)
     for node in program.calls:

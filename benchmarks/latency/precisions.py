@@ -1,8 +1,8 @@
 """The precisions of the table: who has it, and what makes each engine's model of it.
 
 In 8-bit integers everybody quantizes the same float model with its own tool, as its documentation advises, from the
-same samples: ONNX Runtime by ``quantize_static``, OpenVINO by NNCF, shave by its pass ``quantize``. Dynamic integers need
-no samples: ONNX Runtime has ``quantize_dynamic``, shave ``quantize-dynamic``.
+same samples: ONNX Runtime by ``quantize_static``, OpenVINO by NNCF, shave by its pass ``quantize``. Dynamic integers
+need no samples: ONNX Runtime has ``quantize_dynamic``, shave ``quantize-dynamic``.
 """
 
 from __future__ import annotations

@@ -74,7 +74,6 @@ def insert_measured_pair(rewriter: Rewriter, value: fx.Node, by_row: bool) -> fx
 
 def behind(rewriter: Rewriter, value: fx.Node) -> fx.Node:
     """The first node ahead of which all may be inserted that reads a value."""
-    if value.op == "call_function":
-        following: fx.Node = value.next
-        return following
-    return next(node for node in rewriter.program.graph.nodes if node.op in ("call_function", "output"))
+    calls = (node for node in rewriter.program.graph.nodes if node.op in ("call_function", "output"))
+    reader: fx.Node = value.next if value.op == "call_function" else next(calls)
+    return reader
