@@ -29,7 +29,7 @@ CHOOSE_ROWS = "quantized_decomposed.choose_qparams_per_token_asymmetric"
 ROWS_LEAST = -128
 """The least code of :data:`CHOOSE_ROWS`."""
 
-_PRODUCTS = {
+PRODUCTS = {
     "aten.conv1d": (0, 0), "aten.conv2d": (0, 0), "aten.conv3d": (0, 0), "aten.convolution": (0, 0),
     "aten.linear": (0, 0), "aten.matmul": (0, 1), "aten.mm": (0, 1), "aten.addmm": (1, 1),
 }  # fmt: skip
@@ -200,9 +200,9 @@ def constant(value: Any) -> npt.NDArray[Any] | None:
 
 def product_of(node: fx.Node) -> Product | None:
     """The operands of a call whose kernel multiplies integers; None for any other call."""
-    if op_name(node) not in _PRODUCTS or node.meta["val"].dtype != torch.float32:
+    if op_name(node) not in PRODUCTS or node.meta["val"].dtype != torch.float32:
         return None
-    first, axis = _PRODUCTS[op_name(node)]
+    first, axis = PRODUCTS[op_name(node)]
     if op_name(node) == "aten.convolution" and argument(node, "transposed"):
         return None
     if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
@@ -219,4 +219,4 @@ def product_of(node: fx.Node) -> Product | None:
 
 def is_weight(node: fx.Node, reader: fx.Node) -> bool:
     """Whether a call multiplies codes with the integers that a node dequantizes."""
-    return product_of(reader) is not None and reader.args[_PRODUCTS[op_name(reader)][0] + 1] is node
+    return product_of(reader) is not None and reader.args[PRODUCTS[op_name(reader)][0] + 1] is node
