@@ -101,8 +101,7 @@ def _scalars(scale: Any, zero: Any, dtype: int) -> tuple[Any, Any]:
     found = _found_by(scale)
     if found is not None and found is _found_by(zero) and dtype == _UINT8:
         return found.outputs[1], found.outputs[2]
-    none = op.Constant(value_ints=[])
-    return op.Cast(op.Reshape(scale, none), to=_FLOAT), op.Cast(op.Reshape(zero, none), to=dtype)
+    return op.Cast(op.Squeeze(scale), to=_FLOAT), op.Cast(op.Squeeze(zero), to=dtype)
 
 
 def _found_by(parameter: Any) -> Any:
