@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import fx
 
+from shave.backends.tvm.kernels.parameters import Measured
 from shave.ir.ops import argument, op_name
 from shave.ir.program import attribute
 
@@ -55,6 +56,11 @@ class Codes:
     low: int
     high: int
 
+    @property
+    def measured(self) -> Measured:
+        """What has a scale and a zero point of its own that is only known while the program runs."""
+        return "nothing"
+
 
 @dataclass(frozen=True)
 class MeasuredCodes:
@@ -77,6 +83,15 @@ class MeasuredCodes:
     offset: int
     low: int
     high: int
+
+    scale: ClassVar[float] = 1.0
+    zero_point: ClassVar[int] = 1
+    """What is computed ahead with these is multiplied with those that are found."""
+
+    @property
+    def measured(self) -> Measured:
+        """As in :class:`Codes`."""
+        return "row" if self.by_row else "tensor"
 
 
 @dataclass(frozen=True)

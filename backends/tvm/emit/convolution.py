@@ -207,10 +207,9 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
     )  # fmt: skip
     family: Any = family_of(shape, target)
     held = f"{weights.node.target}.integers{'.quads' * quads}"
-    zero_point, counted = (1, 1.0) if isinstance(x, MeasuredCodes) else (x.zero_point, x.scale)
-    start = emitter.weights.add(f"{node.name}.corrections", corrections(weight, zero_point, shape, target))
+    start = emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target))
     region = emitter.region(node)
-    scale = np.broadcast_to(weights.scales * np.float32(counted), out_channels)
+    scale = np.broadcast_to(weights.scales * np.float32(x.scale), out_channels)
     epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias, scale)
     if isinstance(x, MeasuredCodes):
         start = times_zero(emitter, node, start, x.node)

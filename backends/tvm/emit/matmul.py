@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.epilogue import CodeRange, Epilogue
 from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.backends.tvm.kernels.parameters import Measured
 from shave.backends.tvm.layout import Value, blocked_shape
-from shave.backends.tvm.quantized import MeasuredCodes, product_of
+from shave.backends.tvm.quantized import product_of
 from shave.backends.tvm.sizes import Size, product, same
 from shave.ir.ops import op_name
 
@@ -121,10 +122,7 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
     dtype: InputDtype = "float32" if integers is None else "uint8"
-    found = integers.x if integers is not None and isinstance(integers.x, MeasuredCodes) else None
-    measured: Literal["nothing", "tensor", "row"] = "nothing"
-    if found is not None:
-        measured = "row" if found.by_row else "tensor"
+    measured: Measured = "nothing" if integers is None else integers.x.measured
     shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype, measured)
     # Products with the same weights may cut them differently.
     name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
@@ -138,17 +136,15 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
         codes = cast(torch.Tensor, emitter.constant(integers.weights.node)).numpy()
         weight = codes.T if linear else codes
         held = f"{integers.weights.node.target}.{name}"
-        zero_point = 1 if isinstance(integers.x, MeasuredCodes) else integers.x.zero_point
-        corrections = matmul.corrections(weight, zero_point, emitter.target)
+        corrections = matmul.corrections(weight, integers.x.zero_point, emitter.target)
         inputs = [
             left,
             emitter.integers(held, codes, matmul.pack(weight, shape, emitter.target), packing),
             emitter.weights.add(f"{node.name}.corrections", corrections),
         ]
-        if found is not None:
-            inputs.append(emitter.parameters[found.node])
-        counted = 1.0 if isinstance(integers.x, MeasuredCodes) else integers.x.scale
-        scale = np.broadcast_to(integers.weights.scales * np.float32(counted), columns)
+        if measured != "nothing":
+            inputs.append(emitter.parameters[integers.x.node])
+        scale = np.broadcast_to(integers.weights.scales * np.float32(integers.x.scale), columns)
     stored: tuple[Size, ...] = (rows, columns)
     operands: Operands = Rows(emitter, rows, columns)
     if positions:

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ from shave.backends.tvm.kernels.base import (
 from shave.backends.tvm.kernels.epilogue import Epilogue, Scale
 from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands, RowOperands
-from shave.backends.tvm.kernels.parameters import NUMBERS, SCALE, ZERO
+from shave.backends.tvm.kernels.parameters import NUMBERS, SCALE, ZERO, Measured
 from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
@@ -86,8 +86,7 @@ class MatmulShape:
         positions: Where C is stored as blocked images [rows / positions, blocks, positions, lanes], a row being a
             pixel: how many pixels an image has; ``rows`` is then known. 0 for plain rows.
         dtype: Of A; float32 meets float32 weights, uint8 meets int8 weights.
-        measured: What of an uint8 A has a scale and a zero point that come with the call, as :mod:`parameters` has
-            them; where nothing has, they are known ahead.
+        measured: What of an uint8 A has a scale and a zero point that come with the call; see :mod:`parameters`.
     """
 
     rows: Dimension
@@ -95,7 +94,7 @@ class MatmulShape:
     columns: int
     positions: int = 0
     dtype: InputDtype = "float32"
-    measured: Literal["nothing", "tensor", "row"] = "nothing"
+    measured: Measured = "nothing"
 
 
 @dataclass(frozen=True)
