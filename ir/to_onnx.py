@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from shave.ir.errors import UnsupportedError
+from shave.ir.onnx_quantization import TRANSLATIONS
 from shave.ir.ops import argument, op_name
 from shave.ir.program import Program
 from shave.ir.pt2 import to_exported
@@ -57,7 +58,13 @@ def to_model(program: Program) -> onnx.ModelProto:
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.onnx.export(to_exported(program), dynamo=True, verbose=False, optimize=False)
+            exported = torch.onnx.export(
+                to_exported(program),
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                custom_translation_table=TRANSLATIONS,
+            )
     except Exception as error:
         raise UnsupportedError(f"torch.onnx cannot write this program: {error}") from error
     assert exported is not None

@@ -144,9 +144,11 @@ class Conversion:
 
     Attributes:
         elements: Of the tensor.
+        measured: Whether the range of the values is found first.
     """
 
     elements: int
+    measured: bool = False
 
 
 Convolution = Conv2d | WinogradConv2d

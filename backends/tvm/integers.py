@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,13 @@ import torch
 from torch import fx
 
 from shave.backends.tvm.quantized import (
+    CHOOSE,
+    CHOOSE_ROWS,
     DEQUANTIZE,
     DEQUANTIZE_CHANNELS,
+    DEQUANTIZE_ROWS,
     QUANTIZE,
+    QUANTIZE_ROWS,
     constant,
     dequantized,
     is_weight,
@@ -39,11 +44,14 @@ _MOVES = frozenset(
 )  # fmt: skip
 """Operators that give some of the elements that they are given; padding aside, in any dtype."""
 
+_CONVERSIONS = (QUANTIZE, DEQUANTIZE, QUANTIZE_ROWS, DEQUANTIZE_ROWS, CHOOSE, CHOOSE_ROWS)
+
 
 def use_integers(program: Program, rewriter: Rewriter) -> None:
     """Rewrite all of a graph; it stays as it is where nothing is quantized."""
     if not any(op_name(node) in (DEQUANTIZE, DEQUANTIZE_CHANNELS) for node in program.calls):
         return
+    _merge(program, rewriter)
     for node in program.calls:
         _as_uint8(rewriter, node)
     for node in program.calls:
@@ -63,19 +71,21 @@ def is_multiplied(node: fx.Node) -> bool:
 
 def _as_uint8(rewriter: Rewriter, node: fx.Node) -> None:
     """Codes of int8 that are only dequantized become uint8, 128 more."""
-    if op_name(node) != QUANTIZE or argument(node, "dtype") != torch.int8:
+    if op_name(node) not in (QUANTIZE, QUANTIZE_ROWS) or argument(node, "dtype") != torch.int8:
         return
-    numbers = [argument(node, name) for name in ("scale", "zero_point", "quant_min", "quant_max")]
-    plain = all(isinstance(value, (int, float)) for value in numbers)
-    same = [op_name(u) == DEQUANTIZE and list(u.args[1:5]) == numbers for u in node.users]
-    if not plain or not all(same):
+    scale, zero, low, high = node.args[1:5]
+    same = [op_name(u) in (DEQUANTIZE, DEQUANTIZE_ROWS) and u.args[1:5] == node.args[1:5] for u in node.users]
+    if not isinstance(low, int) or not isinstance(high, int) or not all(same):
         return
-    shifted = (numbers[0], *(value + 128 for value in numbers[1:]), torch.uint8)
-    codes = rewriter.call(_q.quantize_per_tensor.default, (node.args[0], *shifted), before=node, sources=[node])
+    if isinstance(zero, fx.Node):
+        zero = rewriter.call(torch.ops.aten.add.Tensor, (zero, 128), before=node, sources=[node])
+    else:
+        zero = cast(int, zero) + 128
+    shifted = (scale, zero, low + 128, high + 128, torch.uint8)
+    codes = rewriter.call(cast(Any, node.target), (node.args[0], *shifted), before=node, sources=[node])
     for user in list(node.users):
-        real = rewriter.call(
-            _q.dequantize_per_tensor.default, (codes, *shifted), user.kwargs, before=user, sources=[user]
-        )
+        arguments = (codes, *shifted, *user.args[6:])
+        real = rewriter.call(cast(Any, user.target), arguments, user.kwargs, before=user, sources=[user])
         rewriter.replace(user, real)
 
 
@@ -167,7 +177,8 @@ def _merge(program: Program, rewriter: Rewriter) -> None:
     """Equal conversions are one, and one that undoes another gives what that was given."""
     seen: dict[tuple[Any, ...], fx.Node] = {}
     for node in program.calls:
-        if op_name(node) not in (QUANTIZE, DEQUANTIZE):
+        item = node.target is operator.getitem and op_name(cast(fx.Node, node.args[0])) in _CONVERSIONS
+        if op_name(node) not in _CONVERSIONS and not item:
             continue
         made, taken = quantized(node), dequantized(node.args[0])
         if made is not None and taken is not None:

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from shave.backends.tvm.compose import compose
 from shave.backends.tvm.emit.registry import emitter_of
+from shave.backends.tvm.integer_products import as_real_products
 from shave.backends.tvm.integers import is_multiplied, use_integers
 from shave.backends.tvm.recurrent import DECOMPOSITIONS
 from shave.backends.tvm.small_form import is_decoding, keep_small_form
@@ -47,6 +48,7 @@ def legalise(program: Program, integers: bool = True) -> Program:
         _drop_checks(program, rewriter)
         compose(program, rewriter)
         if integers:
+            as_real_products(program, rewriter)
             use_integers(program, rewriter)
         for _ in range(_ROUNDS):
             _fold(program, rewriter, integers)

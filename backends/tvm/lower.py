@@ -23,6 +23,7 @@ from shave.backends.tvm.emit.emitter import Array, Emitter, Weights
 from shave.backends.tvm.kernel_costs import kernel_costs
 from shave.backends.tvm.kernels.arithmetic import has_integers
 from shave.backends.tvm.legalise import legalise
+from shave.backends.tvm.measured import find_measured
 from shave.backends.tvm.naming import name_by_content
 from shave.backends.tvm.regions import Region, find_channel_norms, find_regions
 from shave.backends.tvm.schedule.tail import schedule_tail
@@ -129,6 +130,7 @@ def _regions(graph: fx.Graph, target: Target) -> dict[fx.Node, Region]:
     if has_integers(target):
         taken = {node for region in regions.values() for node in region.nodes}
         regions.update(find_code_products(graph, taken))
+        regions.update(find_measured(graph))
     return regions
 
 

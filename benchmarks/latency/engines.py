@@ -166,6 +166,11 @@ def shave_float(folder: Path, inputs: list[Array], threads: int) -> Call:
     return _artifact(folder / "shave fp32.shave", inputs, threads)
 
 
+def shave_per_token(folder: Path, inputs: list[Array], threads: int) -> Call:
+    """The artifact of dynamic integers with bounds for each token, beside that with bounds for tensors."""
+    return _artifact(folder / "shave per token.shave", inputs, threads)
+
+
 def _artifact(path: Path, inputs: list[Array], threads: int) -> Call:
     from shave.backends.runtime import load
 
@@ -186,11 +191,12 @@ ENGINES: dict[str, Load] = {
     "ncnn": ncnn,
     "shave": shave,
     "shave tuned": shave_tuned,
+    "shave per token": shave_per_token,
     "shave fp32": shave_float,
 }
 """By the name in the table, in its order."""
 
-OURS = ("shave", "shave tuned", "shave fp32")
+OURS = ("shave", "shave tuned", "shave per token", "shave fp32")
 
 PACKAGES = {
     "torch eager": "torch",
@@ -200,6 +206,7 @@ PACKAGES = {
     "ncnn": "ncnn",
     "shave": "shave",
     "shave tuned": "shave",
+    "shave per token": "shave",
     "shave fp32": "shave",
 }
 """The distribution whose version decides what an engine does."""

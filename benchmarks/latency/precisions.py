@@ -1,7 +1,8 @@
 """The precisions of the table: who has it, and what makes each engine's model of it.
 
 In 8-bit integers everybody quantizes the same float model with its own tool, as its documentation advises, from the
-same samples: ONNX Runtime by ``quantize_static``, OpenVINO by NNCF, shave by its pass ``quantize``.
+same samples: ONNX Runtime by ``quantize_static``, OpenVINO by NNCF, shave by its pass ``quantize``. Dynamic integers
+need no samples: ONNX Runtime has ``quantize_dynamic``, shave ``quantize-dynamic``.
 """
 
 from __future__ import annotations
@@ -65,6 +66,22 @@ def _quantize(program: Program, samples: Samples) -> Program:
     return shave.PassManager("quantize", check=False).run(program, calibration=batches, target="cpu")
 
 
+def _quantize_dynamic(bounds: str) -> Callable[[Program, Samples], Program]:
+    def rewrite(program: Program, samples: Samples) -> Program:
+        return shave.PassManager(f"quantize-dynamic{{bounds={bounds}}}", check=False).run(program, target="cpu")
+
+    return rewrite
+
+
+def _quantize_dynamic_for_onnxruntime(folder: Path, samples: Samples) -> None:
+    """The same weights; its activations are unsigned."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic, shape_inference
+
+    prepared = folder / "prepared.onnx"
+    shape_inference.quant_pre_process(str(folder / "model.onnx"), str(prepared), skip_symbolic_shape=True)
+    quantize_dynamic(str(prepared), str(folder / "ONNX Runtime.onnx"), per_channel=True, weight_type=QuantType.QInt8)
+
+
 def _quantize_for_onnxruntime(folder: Path, samples: Samples) -> None:
     """Per-channel weights of 8 bits with a sign, activations without: what its documentation advises for VNNI."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static, shape_inference
@@ -126,5 +143,13 @@ PRECISIONS = {
         integers=True,
         rewrite={"shave": _quantize, "shave tuned": _quantize},
         convert={"ONNX Runtime": _quantize_for_onnxruntime, "OpenVINO": _quantize_for_openvino},
+    ),
+    "int8-dynamic": Precision(
+        engines=("ONNX Runtime", "shave", "shave per token", "shave fp32"),
+        tolerance=0.5,
+        weight_bytes=1,
+        integers=True,
+        rewrite={"shave": _quantize_dynamic("tensor"), "shave per token": _quantize_dynamic("token")},
+        convert={"ONNX Runtime": _quantize_dynamic_for_onnxruntime},
     ),
 }

@@ -12,7 +12,7 @@ from shave.ir.cost import one_sample
 from shave.ir.program import Program
 from shave.passes.problems import Oracle
 from shave.passes.quantize.placement import Placement, connected, place
-from shave.passes.quantize.times import Times, conversion, times_of
+from shave.passes.quantize.times import Times, conversion, milliseconds, times_of
 
 
 @dataclass
@@ -138,9 +138,5 @@ class _Scales:
 
     def _text(self, node: fx.Node) -> str:
         times, reading = self._times[node], self._reading([node])
-        also = f" and {_milliseconds(reading)} of conversions" if reading else ""
-        return f"{_milliseconds(times.integers or 0.0)} in integers{also}, {_milliseconds(times.floats)} in float"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+        also = f" and {milliseconds(reading)} of conversions" if reading else ""
+        return f"{milliseconds(times.integers or 0.0)} in integers{also}, {milliseconds(times.floats)} in float"

@@ -58,10 +58,12 @@ def product_of(program: Program, node: fx.Node) -> Product | None:
 
 
 def affine_of(node: fx.Node) -> Affine | None:
-    """The parameters of an activation that has gone through a pair of quantize and dequantize."""
+    """The parameters of an activation that has gone through a pair of quantize and dequantize; None if computed."""
     if op_name(node) != _DEQUANTIZE or not isinstance(node.args[0], fx.Node) or op_name(node.args[0]) != _QUANTIZE:
         return None
     scale, zero, low, high, dtype = (argument(node, name) for name in ("scale", "zero_point", *_ENDS))
+    if isinstance(scale, fx.Node) or isinstance(zero, fx.Node):
+        return None
     return Affine(scale, zero, Scheme(low, high, dtype, symmetric=zero == 0 and low < 0))
 
 

@@ -58,9 +58,14 @@ def times_of(node: fx.Node, weights: bool, oracle: Oracle, sizes: Mapping[str, i
     return Times(min(known), integers, min(known) == found[0]) if known else None
 
 
-def conversion(value: fx.Node, oracle: Oracle, sizes: Mapping[str, int]) -> float:
+def conversion(value: fx.Node, oracle: Oracle, sizes: Mapping[str, int], measured: bool = False) -> float:
     """Seconds that it takes to turn a value into codes, or back; nothing where that is not known."""
-    return oracle(Conversion(prod(hints(value.meta["val"].shape, sizes)))) or 0.0
+    return oracle(Conversion(prod(hints(value.meta["val"].shape, sizes)), measured)) or 0.0
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as reports print it."""
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def _methods(node: fx.Node, weights: bool, sizes: Mapping[str, int]) -> list[Any]:

@@ -2,11 +2,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import nn
 
 import shave
 from shave.ir.errors import UnsupportedError
 from tests.modules import Attention, ConvNet, Named
+
+Q = torch.ops.quantized_decomposed
 
 
 def run(path, feeds):
@@ -125,3 +128,27 @@ def test_attention_with_a_mask_that_is_computed_is_written(tmp_path):
     program.to_onnx(tmp_path / "model.onnx")
     _, (output,) = run(tmp_path / "model.onnx", {"x": x})
     torch.testing.assert_close(torch.from_numpy(output), program(x), rtol=1e-5, atol=1e-5)
+
+
+class Measured(nn.Module):
+    """A tensor rounded within bounds that are found in it, as PT2E writes it."""
+
+    def __init__(self, low, high, dtype):
+        super().__init__()
+        self.how = (low, high, dtype)
+
+    def forward(self, x):
+        scale, zero = Q.choose_qparams.tensor(x, *self.how[:2], 1e-9, self.how[2])
+        codes = Q.quantize_per_tensor.tensor(x, scale, zero, *self.how)
+        return Q.dequantize_per_tensor.tensor(codes, scale, zero, *self.how), scale.float(), zero
+
+
+@pytest.mark.parametrize("low", [0, -128, -100])
+def test_bounds_found_at_run_time_are_those_of_torch(tmp_path, low):
+    high, dtype = (255, torch.uint8) if low == 0 else (127, torch.int8)
+    program = shave.trace(Measured(low, high, dtype), (torch.randn(3, 5),))
+    program.to_onnx(tmp_path / "model.onnx")
+    for x in (torch.randn(3, 5), torch.rand(3, 5) + 1, -torch.rand(3, 5), torch.full((3, 5), 0.3)):
+        _, outputs = run(tmp_path / "model.onnx", {"x": x})
+        for found, wanted in zip(outputs, program(x), strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-6, atol=1e-6)

@@ -16,6 +16,7 @@ from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter
 from shave.backends.tvm.emit.epilogues import emit_epilogue
+from shave.backends.tvm.emit.measured import times_scale, times_zero
 from shave.backends.tvm.emit.operands import Blocks
 from shave.backends.tvm.emit.reduction import accumulator
 from shave.backends.tvm.emit.registry import emits
@@ -23,7 +24,7 @@ from shave.backends.tvm.kernels.families import family_of
 from shave.backends.tvm.kernels.geometry import QUAD, ConvShape
 from shave.backends.tvm.kernels.zero_point import corrections
 from shave.backends.tvm.layout import Value, blocked_shape
-from shave.backends.tvm.quantized import Product, product_of
+from shave.backends.tvm.quantized import MeasuredCodes, Product, product_of
 from shave.backends.tvm.sizes import Size, is_static
 from shave.ir.ops import argument, op_name
 
@@ -193,7 +194,9 @@ def _kernel(emitter: Emitter, node: fx.Node, a: _Arguments) -> Value:
 def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) -> Value:
     """Codes times integer weights."""
     target, x, weights = emitter.target, product.x, product.weights
-    a = _with_pad(replace(a, x=x.node), x.zero_point)
+    a = replace(a, x=x.node)
+    # What stands for 0 is a code that a pad of floats does not hold.
+    a = a if isinstance(x, MeasuredCodes) else _with_pad(a, x.zero_point)
     weight = cast(torch.Tensor, emitter.constant(weights.node)).numpy()
     batch, channels, *spatial = emitter.shape(a.x)
     out_channels = weight.shape[0]
@@ -204,14 +207,18 @@ def _integers(emitter: Emitter, node: fx.Node, a: _Arguments, product: Product) 
     )  # fmt: skip
     family: Any = family_of(shape, target)
     held = f"{weights.node.target}.integers{'.quads' * quads}"
-    inputs = [
-        _quads(emitter, node, a.x) if quads else emitter.blocked(a.x),
-        emitter.integers(held, weight, family.pack(weight, shape, target), family.packing(shape, target)),
-        emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target)),
-    ]
+    start = emitter.weights.add(f"{node.name}.corrections", corrections(weight, x.zero_point, shape, target))
     region = emitter.region(node)
     scale = np.broadcast_to(weights.scales * np.float32(x.scale), out_channels)
     epilogue, operands = emit_epilogue(emitter, region, Blocks(emitter, out_channels), out_channels, a.bias, scale)
+    if isinstance(x, MeasuredCodes):
+        start = times_zero(emitter, node, start, x.node)
+        operands[0] = times_scale(emitter, node, operands[0], x.node)  # an epilogue of integers begins with it
+    inputs = [
+        _quads(emitter, node, a.x) if quads else emitter.blocked(a.x),
+        emitter.integers(held, weight, family.pack(weight, shape, target), family.packing(shape, target)),
+        start,
+    ]
     result = (batch, out_channels, *shape.out_spatial)
     stored = blocked_shape(result, emitter.lanes)
     made = emitter.call_kernel(family, shape, epilogue, [*inputs, *operands], stored, region.nodes)

@@ -77,6 +77,8 @@ class Emitter:
         schedules: Decides on the schedules of own kernels.
         origins: The nodes behind a Relax variable, by its name.
         kernels: What an own function computes, by its name.
+        parameters: Scale and zero point that are found while the program runs, as :mod:`kernels.parameters` has them,
+            by the node of the codes.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Emitter:
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
         self.origins: dict[str, tuple[str, ...]] = {}
         self.kernels: dict[str, Kernel] = {}
+        self.parameters: dict[fx.Node, Any] = {}
         self.functions: dict[Any, Any] = {}
         self.regions: dict[fx.Node, Region] = {}
         self.last_of: dict[fx.Node, fx.Node] = {}
@@ -145,12 +148,12 @@ class Emitter:
         return inputs, outputs
 
     def _emit_call(self, node: fx.Node) -> None:
+        if self.last_of.get(node, node) is not node:
+            return
         if node.target is operator.getitem:
             self.values[node] = cast("tuple[Value, ...]", self.values[cast(fx.Node, node.args[0])])[
                 cast(int, node.args[1])
             ]
-            return
-        if self.last_of.get(node, node) is not node:
             return
         anchor = self.anchor_of.get(node, node)
         emit = emitter_of(anchor)

@@ -25,6 +25,7 @@ from shave.backends.tvm.kernels.batch_dot import BatchDotShape
 from shave.backends.tvm.kernels.batch_matmul import BatchMatmulShape
 from shave.backends.tvm.kernels.epilogue import CodeRange, Epilogue
 from shave.backends.tvm.kernels.matmul import MatmulShape
+from shave.backends.tvm.kernels.parameters import Measured
 from shave.backends.tvm.layout import Value, blocked_shape
 from shave.backends.tvm.quantized import product_of
 from shave.backends.tvm.sizes import Size, product, same
@@ -121,7 +122,8 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
     result = emitter.shape(region.nodes[-1])
     positions = cast(int, product(result[2:])) if region.channels_first else 0
     dtype: InputDtype = "float32" if integers is None else "uint8"
-    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype)
+    measured: Measured = "nothing" if integers is None else integers.x.measured
+    shape = MatmulShape(rows if isinstance(rows, int) else None, inner, columns, positions, dtype, measured)
     # Products with the same weights may cut them differently.
     name = f"{'linear' if linear else 'matmul'}.{matmul.depth(shape, emitter.target)}"
     left = emitter.reshape(emitter.plain(source), (rows, inner))
@@ -140,6 +142,8 @@ def _packed(emitter: Emitter, node: fx.Node) -> Any:
             emitter.integers(held, codes, matmul.pack(weight, shape, emitter.target), packing),
             emitter.weights.add(f"{node.name}.corrections", corrections),
         ]
+        if measured != "nothing":
+            inputs.append(emitter.parameters[integers.x.node])
         scale = np.broadcast_to(integers.weights.scales * np.float32(integers.x.scale), columns)
     stored: tuple[Size, ...] = (rows, columns)
     operands: Operands = Rows(emitter, rows, columns)

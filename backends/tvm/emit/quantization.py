@@ -6,7 +6,7 @@ Where factor and zero point are numbers, they are a small weight all the same: s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import fx
@@ -14,6 +14,7 @@ from torch import fx
 from shave.backends.tvm.adapter import te, tirx
 from shave.backends.tvm.emit import scalar
 from shave.backends.tvm.emit.emitter import Emitter, number
+from shave.backends.tvm.emit.measured import real_of_measured
 from shave.backends.tvm.emit.pointwise import emit_elements
 from shave.backends.tvm.emit.registry import emits
 from shave.backends.tvm.quantized import Codes
@@ -75,6 +76,8 @@ def _quantize(emitter: Emitter, node: fx.Node) -> Any:
 @emits(f"{_D}.dequantize_per_tensor", f"{_D}.dequantize_per_channel")
 def _dequantize(emitter: Emitter, node: fx.Node) -> Any:
     dtype = emitter.dtype(node)
+    if cast(fx.Node, node.args[0]) in emitter.parameters:
+        return real_of_measured(emitter, node)
 
     def value(x: Any, scale: Any, zero: Any) -> Any:
         return scalar.cast(tirx.Cast("float32", scalar.cast(x, "int32") - zero) * scale, dtype)

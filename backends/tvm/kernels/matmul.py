@@ -7,7 +7,8 @@ in part. With M = 1 the tile is one row times many panels, and the panels are sp
 into blocks, so that a block of A and the panels of a tile stay in the level 2 cache; C holds the sums in between.
 
 A is float32, or uint8 with int8 weights, as in convolutions (:mod:`conv`). A panel then is [K / 4, lanes, 4], K is not
-cut, and what is left of K behind the fours is read byte by byte.
+cut, and what is left of K behind the fours is read byte by byte. Scale and zero point of an uint8 A may come with the
+call, for all of it or for each row: sums then start from the zero point times the sums of the weights' columns.
 
 Method: K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008.
 """
@@ -24,7 +25,7 @@ import numpy as np
 
 from shave.backends.packing import Packing
 from shave.backends.target import Target
-from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T
+from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
 from shave.backends.tvm.kernels.arithmetic import FLOATS, Arithmetic, InputDtype, arithmetic_of
 from shave.backends.tvm.kernels.base import (
     Array,
@@ -46,9 +47,10 @@ from shave.backends.tvm.kernels.base import (
     tensor,
     unravel,
 )
-from shave.backends.tvm.kernels.epilogue import Epilogue
+from shave.backends.tvm.kernels.epilogue import Epilogue, Scale
 from shave.backends.tvm.kernels.narrowing import narrows
 from shave.backends.tvm.kernels.operands import BlockedOperands, RowOperands
+from shave.backends.tvm.kernels.parameters import NUMBERS, SCALE, ZERO, Measured
 from shave.backends.tvm.kernels.prefetch import LINE_BYTES, Prefetch, overlapped
 from shave.backends.tvm.kernels.register_tile import (
     LONG_REDUCTION,
@@ -59,6 +61,7 @@ from shave.backends.tvm.kernels.register_tile import (
     fits,
 )
 from shave.backends.tvm.kernels.register_tile import Packing as TilePacking
+from shave.backends.tvm.kernels.row import repeated
 
 _At = Callable[["int | Expr", Part], "int | Expr"]
 """(row, part) of a tile to its position in the result."""
@@ -83,6 +86,7 @@ class MatmulShape:
         positions: Where C is stored as blocked images [rows / positions, blocks, positions, lanes], a row being a
             pixel: how many pixels an image has; ``rows`` is then known. 0 for plain rows.
         dtype: Of A; float32 meets float32 weights, uint8 meets int8 weights.
+        measured: What of an uint8 A has a scale and a zero point that come with the call; see :mod:`parameters`.
     """
 
     rows: Dimension
@@ -90,6 +94,7 @@ class MatmulShape:
     columns: int
     positions: int = 0
     dtype: InputDtype = "float32"
+    measured: Measured = "nothing"
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,8 @@ def panel_runs(columns: int, vectors: int, lanes: int) -> list[Run]:
 def build(shape: MatmulShape, schedule: MatmulSchedule, target: Target, epilogue: Epilogue) -> PrimFunc:
     """The kernel (a, packed b, *operands, c); operands as :mod:`operands` has them.
 
-    Integers take :func:`corrections` ahead of the operands.
+    Integers take :func:`corrections` ahead of the operands; those for a zero point of 1, and :mod:`parameters` behind
+    them, where the zero point comes with the call. Its scale is part of the result ahead of the epilogue.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("matmul")
@@ -288,6 +294,10 @@ class _Emitter:
         self.corrections: Any = None
         if self.arithmetic.sums == "int32":
             self.corrections = tensor("corrections", (self.panels, self.lanes), "int32")
+        self.parameters: Any = None
+        if shape.measured != "nothing":
+            self.parameters = tensor("parameters", (self.rows if shape.measured == "row" else 1, NUMBERS))
+            self.epilogue = Epilogue((Scale(), *epilogue.steps))
         self.operands = BlockedOperands(epilogue, result) if shape.positions else RowOperands(epilogue, result)
         self.c = tensor("c", result, epilogue.dtype)
 
@@ -297,6 +307,8 @@ class _Emitter:
             self.operands.flatten()
             if self.corrections is not None:
                 self.corrections = Flat(self.corrections)
+            if self.parameters is not None:
+                self.parameters = Flat(self.parameters)
             with loop(ceil_div(self.shape.inner, self.depth)) as block:
                 self._block(block)
 
@@ -346,7 +358,14 @@ class _Emitter:
         pitch = steps if self.arithmetic.depth == 1 else ceil_div(inner, self.arithmetic.depth) * self.arithmetic.depth
         left, panel = bind(first_row * inner + first_k, first_k * (self.panels * lanes) + first_panel * (pitch * lanes))
         place = self._pixels(first_row, first_panel) if self.shape.positions else self._row(first_row, first_panel)
-        at, load = place
+        at, operand_of = place
+
+        def load(operand: int, row: int | Expr, part: Part) -> Expr:
+            if self.parameters is None:
+                return operand_of(operand, row, part)
+            if operand:
+                return operand_of(operand - 1, row, part)
+            return repeated(self._parameter(first_row + row, SCALE), part.width)
 
         def store(row: int | Expr, part: Part, value: Expr) -> None:
             self.c.store(at(row, part), value, part.width)
@@ -355,7 +374,15 @@ class _Emitter:
         tile.prefetch(lambda row, v: self.c.prefetch(at(row, Part(v, 0, lanes)), level))
         if self.corrections is not None:
             (start,) = bind(first_panel * lanes)
-            tile.load(lambda row, part: self.corrections.load(start + part.vector * lanes, lanes))
+
+            def first_sum(row: int | Expr, part: Part) -> Expr:
+                correction = self.corrections.load(start + part.vector * lanes, lanes)
+                if self.parameters is None:
+                    return correction
+                zero = tirx.Cast("int32", self._parameter(first_row + row, ZERO))
+                return correction * T.broadcast(zero, lanes)
+
+            tile.load(first_sum)
         whole = inner == self.depth
         if not whole:
             with T.If(block > 0), T.Then():
@@ -400,6 +427,10 @@ class _Emitter:
                     tile.finish(Epilogue(), load, store)
                 with T.Else():
                     tile.finish(self.epilogue, load, store)
+
+    def _parameter(self, row: int | Expr, number: int) -> Expr:
+        """One of the numbers that belong to a row of A."""
+        return self.parameters.load((row * NUMBERS if self.shape.measured == "row" else 0) + number)
 
     def _row(self, first_row: int | Expr, first_panel: int | Expr) -> tuple[_At, LoadOperand]:
         """Where the elements of a tile lie in plain rows, and the parts of operands that meet them."""

@@ -69,6 +69,11 @@ def largest(row: Flat, base: int | Expr, columns: int | Expr, width: int, start:
     return _reduced(columns, width, value, tirx.Max, lambda at: row.load(base + at, width))
 
 
+def smallest(row: Flat, base: int | Expr, columns: int | Expr, width: int, start: float) -> Expr:
+    """Smallest of ``start`` and the elements of a row whose last vector is whole; as a bound name."""
+    return _reduced(columns, width, T.float32(start), tirx.Min, lambda at: row.load(base + at, width))
+
+
 def total(element: Callable[[int | Expr], Expr], columns: int | Expr, width: int) -> Expr:
     """Sum of the vectors ``element(position)`` of a row, up to a whole vector; as a bound name."""
     return _reduced(columns, width, T.float32(0), lambda a, b: a + b, element)
@@ -81,6 +86,8 @@ def _reduced(
     combine: Callable[[Expr, Expr], Expr],
     element: Callable[[int | Expr], Expr],
 ) -> Expr:
+    if isinstance(columns, int) and columns == 0:
+        return start
     count = UNROLLED if not isinstance(columns, int) else min(UNROLLED, ceil_div(columns, width))
     whole = T.ramp(0, 1, width)
     partial = [local_array(width, "float32") for _ in range(count)]

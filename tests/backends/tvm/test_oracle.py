@@ -106,7 +106,8 @@ def test_integers_are_faster_where_the_target_has_their_dot_product():
     assert with_dot(floats) / with_dot(integers) > 3
     without = cost_oracle(TARGET, 1)
     assert without(floats) / without(integers) < 1.5
-    assert with_dot(Conversion(2_000_000)) == 2 * with_dot(Conversion(1_000_000))
+    for measured in (False, True):
+        assert with_dot(Conversion(2_000_000, measured)) == 2 * with_dot(Conversion(1_000_000, measured))
 
 
 def test_integers_have_no_time_where_no_kernel_multiplies_them():

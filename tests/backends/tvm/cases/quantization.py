@@ -40,4 +40,30 @@ def cases() -> list[Case]:
             (x,),
             (codes, scales, zeros),
         ),
+        Case(
+            "choose",
+            lambda x: quantized.choose_qparams.tensor(x, -128, 127, 1e-9, torch.int8),
+            (x,),
+        ),
+        Case("choose rows", lambda x: quantized.choose_qparams_per_token_asymmetric(x, torch.int8), (x,)),
+        Case(
+            "quantize by computed numbers",
+            lambda x, s, z: quantized.quantize_per_tensor.tensor(x, s, z, 0, 250, torch.uint8),
+            (x, torch.full((1,), 0.0625, dtype=torch.float64), torch.full((1,), 7)),
+        ),
+        Case(
+            "dequantize by computed numbers",
+            lambda x, s, z: quantized.dequantize_per_tensor.tensor(x, s, z, -128, 127, torch.int8),
+            (codes, torch.full((1,), 0.0625, dtype=torch.float64), torch.full((1,), 7)),
+        ),
+        Case(
+            "quantize rows",
+            lambda x, s, z: quantized.quantize_per_token(x, s, z, -128, 127, torch.int8),
+            (x, positive(3, 5, 1).double(), integers(3, 5, 1)),
+        ),
+        Case(
+            "dequantize rows",
+            lambda x, s, z: quantized.dequantize_per_token(x, s, z, -128, 127, torch.int8, torch.float32),
+            (codes, positive(3, 5, 1).double(), integers(3, 5, 1)),
+        ),
     ]

@@ -210,6 +210,31 @@ def check_integer_matmul(
         assert_same(c, exact, epilogue, CODES)
 
 
+def check_measured_matmul(
+    shape: matmul.MatmulShape,
+    target: Target,
+    epilogue: Epilogue = REQUANTIZE,
+    schedule: matmul.MatmulSchedule | None = None,
+    rows: Sequence[int] = (),
+) -> None:
+    """The same where scale and zero point of the codes come with the call, against products of NumPy's integers."""
+    schedule = schedule or matmul.default(shape, target)
+    kernel = compiled(matmul.build(shape, schedule, target, epilogue), target)
+    weight = integer_weights(shape.inner, shape.columns)
+    for m in rows or [shape.rows or 1]:
+        a = codes(m, shape.inner)
+        count = m if shape.measured == "row" else 1
+        scale = (abs(random(count)) + 0.5).astype(np.float32)
+        zero = np.random.default_rng(m).integers(0, 256, count)
+        operands = row_operands(epilogue, (m, shape.columns))
+        operands[0] = (operands[0] / np.sqrt(shape.inner) / 100).astype(np.float32)
+        c = np.zeros((m, shape.columns), epilogue.dtype)
+        parameters = np.stack([scale, zero, np.full(count, np.nan)], axis=1).astype(np.float32)
+        kernel(a, matmul.pack(weight, shape, target), matmul.corrections(weight, 1, target), parameters, *operands, c)
+        sums = (a.astype(np.int64) - zero[:, None]) @ weight.astype(np.int64)
+        assert_same(c, epilogue.reference(sums * scale[:, None].astype(np.float64), operands), epilogue, CODES)
+
+
 def check_conv(
     family: ModuleType,
     shape: conv.ConvShape,

@@ -23,6 +23,7 @@ from tests.backends.tvm.kernels.execution import (
     blocked_codes,
     check_integer_conv,
     check_integer_matmul,
+    check_measured_matmul,
     codes,
     compiled,
     each_integer_target,
@@ -220,3 +221,21 @@ def test_weights_of_missing_channels_are_zero():
     packed = conv.pack(np.ones(shape.weight_shape, np.int8), shape, target)
     assert packed.shape == (1, 1, 1, 4, 16, 4)
     assert packed.sum() == 15
+
+
+MEASURED = [Epilogue((Scale(),)), FLOATS, REQUANTIZE]
+
+
+@each_integer_target
+@pytest.mark.parametrize("measured", ["tensor", "row"])
+@pytest.mark.parametrize("epilogue", MEASURED, ids=["scale", "floats", "codes"])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 5, 3), (9, 37, 45), (23, 64, 32)])
+def test_products_whose_zero_points_come_with_the_call(measured, epilogue, rows, inner, columns, target):
+    check_measured_matmul(MatmulShape(rows, inner, columns, dtype="uint8", measured=measured), target, epilogue)
+
+
+@each_integer_target
+@pytest.mark.parametrize("measured", ["tensor", "row"])
+def test_the_same_for_rows_known_only_at_run_time(measured, target):
+    shape = MatmulShape(None, 67, 40, dtype="uint8", measured=measured)
+    check_measured_matmul(shape, target, FLOATS, rows=[1, 5, 37])
