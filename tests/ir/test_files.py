@@ -85,8 +85,10 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"old")
     program = (
-        "import pathlib, sys, time\n"
+        "import pathlib, signal, sys, time\n"
         "from shave.ir.files import atomic_write\n"
+        # Jobs in the background of a shell inherit that the signal is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with atomic_write(pathlib.Path(sys.argv[1])) as stream:\n"
         "    stream.write(bytes(100_000)); print('ready', flush=True); time.sleep(60)\n"
     )
