@@ -131,8 +131,8 @@ def _rewrite(rewriter: Rewriter, scaled: fx.Node, found: _Product, left: fx.Node
 
 def _bias(product: fx.Node) -> bool:
     """Whether integers are added to the sums."""
-    names = [parameter.name for parameter in product.target._schema.arguments]  # type: ignore[union-attr]
-    return op_name(product) == "aten.addmm" or ("bias" in names and argument(product, "bias") is not None)
+    name = op_name(product)
+    return name == "aten.addmm" or (("conv" in name or name == "aten.linear") and argument(product, "bias") is not None)
 
 
 def _codes(centred: Any) -> _Codes | None:
@@ -152,8 +152,9 @@ def _codes(centred: Any) -> _Codes | None:
     low = _lowest(x, scale)
     # clamp(-low / scale, 0, 255), rounded
     ratio = _argument(_argument(zero, "aten.round"), "aten.clamp", min=0, max=255)
-    found = ratio is not None and op_name(ratio) == "aten.div" and _origin(ratio.args[1]) is scale
-    if not found or low is None or _argument(_origin(ratio.args[0]), "aten.neg") is not low:  # type: ignore[union-attr]
+    if ratio is None or low is None or op_name(ratio) != "aten.div" or _origin(ratio.args[1]) is not scale:
+        return None
+    if _argument(_origin(ratio.args[0]), "aten.neg") is not low:
         return None
     same = centred.meta["val"].shape == x.meta["val"].shape and x.meta["val"].dtype == torch.float32
     return _Codes(codes, x, scale) if same else None

@@ -73,6 +73,8 @@ def _as_uint8(rewriter: Rewriter, node: fx.Node) -> None:
     """Codes of int8 that are only dequantized become uint8, 128 more."""
     if op_name(node) not in (QUANTIZE, QUANTIZE_ROWS) or argument(node, "dtype") != torch.int8:
         return
+    if len(node.args) < 5:  # some go by keyword, as no exporter writes them
+        return
     scale, zero, low, high = node.args[1:5]
     same = [op_name(u) in (DEQUANTIZE, DEQUANTIZE_ROWS) and u.args[1:5] == node.args[1:5] for u in node.users]
     if not isinstance(low, int) or not isinstance(high, int) or not all(same):

@@ -18,7 +18,6 @@ from shave.backends.tvm.kernels.base import (
     Dimension,
     Flat,
     bind,
-    ceil_div,
     extent,
     quotient,
     remainder,
@@ -27,7 +26,7 @@ from shave.backends.tvm.kernels.base import (
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
 from shave.backends.tvm.kernels.parameters import NUMBERS
-from shave.backends.tvm.kernels.row import in_tasks, largest, smallest
+from shave.backends.tvm.kernels.row import in_tasks, largest, smallest, task_shares
 from shave.backends.tvm.kernels.vector_math import local_array
 
 TYPICAL_ROWS = 1024
@@ -89,9 +88,8 @@ class BoundsSchedule:
 
 def candidates(shape: BoundsShape, target: Target) -> list[BoundsSchedule]:
     """Tasks large enough to wake a thread for, the most even shares first."""
-    rows, least = shape.rows or TYPICAL_ROWS, ceil_div(TASK_ELEMENTS, shape.columns or TYPICAL_COLUMNS)
-    shares = [max(least, ceil_div(rows, target.cores * tasks)) for tasks in (1, 2, 4)]
-    return [BoundsSchedule(share) for share in dict.fromkeys(shares)]
+    rows, columns = shape.rows or TYPICAL_ROWS, shape.columns or TYPICAL_COLUMNS
+    return [BoundsSchedule(share) for share in task_shares(rows, columns, TASK_ELEMENTS, target)]
 
 
 def default(shape: BoundsShape, target: Target) -> BoundsSchedule:

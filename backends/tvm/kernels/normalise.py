@@ -32,7 +32,7 @@ from shave.backends.tvm.kernels.base import (
     unblock_channels,
 )
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.row import in_tasks, over_row, repeated, total_of_row
+from shave.backends.tvm.kernels.row import in_tasks, over_row, repeated, task_shares, total_of_row
 
 TYPICAL_ROWS = 1024
 """Rows to optimise for where their number is only known at run time."""
@@ -90,9 +90,7 @@ def candidates(shape: NormaliseShape, target: Target) -> list[NormaliseSchedule]
     rows = shape.rows or TYPICAL_ROWS
     if shape.positions != 0:
         rows *= shape.positions or TYPICAL_ROWS
-    least = ceil_div(TASK_ELEMENTS, shape.columns)
-    shares = [max(least, ceil_div(rows, target.cores * tasks)) for tasks in (1, 2, 4)]
-    return [NormaliseSchedule(share) for share in dict.fromkeys(shares)]
+    return [NormaliseSchedule(share) for share in task_shares(rows, shape.columns, TASK_ELEMENTS, target)]
 
 
 def default(shape: NormaliseShape, target: Target) -> NormaliseSchedule:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, T, tirx
 from shave.backends.tvm.kernels.base import Flat, bind, ceil_div, loop, quotient
 from shave.backends.tvm.kernels.register_tile import power_of_two_parts
@@ -129,6 +130,12 @@ def total_of_row(element: Callable[[int | Expr, int], Expr], columns: int, width
 def repeated(value: Expr, width: int) -> Expr:
     """A scalar in every lane."""
     return T.broadcast(value, width) if width > 1 else value
+
+
+def task_shares(rows: int, columns: int, task_elements: int, target: Target) -> list[int]:
+    """Rows for each task, so that tasks have enough elements to wake a thread for; the most even shares first."""
+    least = ceil_div(task_elements, columns)
+    return list(dict.fromkeys(max(least, ceil_div(rows, target.cores * tasks)) for tasks in (1, 2, 4)))
 
 
 def in_tasks(rows: int | Expr, share: int, body: Callable[[int | Expr], None]) -> None:

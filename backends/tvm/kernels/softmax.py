@@ -11,9 +11,18 @@ import numpy as np
 
 from shave.backends.target import Target
 from shave.backends.tvm.adapter import Expr, IRBuilder, PrimFunc, T, tirx
-from shave.backends.tvm.kernels.base import Array, Dimension, Flat, bind, ceil_div, extent, root, tensor
+from shave.backends.tvm.kernels.base import Array, Dimension, Flat, bind, extent, root, tensor
 from shave.backends.tvm.kernels.epilogue import Epilogue
-from shave.backends.tvm.kernels.row import LOWEST, exp_below_zero, in_tasks, largest, over_row, repeated, total_of_row
+from shave.backends.tvm.kernels.row import (
+    LOWEST,
+    exp_below_zero,
+    in_tasks,
+    largest,
+    over_row,
+    repeated,
+    task_shares,
+    total_of_row,
+)
 from shave.backends.tvm.kernels.vector_math import Locals, log
 
 TYPICAL_ROWS = 1024
@@ -50,9 +59,8 @@ class SoftmaxSchedule:
 
 def candidates(shape: SoftmaxShape, target: Target) -> list[SoftmaxSchedule]:
     """Tasks large enough to wake a thread for, the most even shares first."""
-    rows, least = shape.rows or TYPICAL_ROWS, ceil_div(TASK_ELEMENTS, shape.columns)
-    shares = [max(least, ceil_div(rows, target.cores * tasks)) for tasks in (1, 2, 4)]
-    return [SoftmaxSchedule(share) for share in dict.fromkeys(shares)]
+    rows = shape.rows or TYPICAL_ROWS
+    return [SoftmaxSchedule(share) for share in task_shares(rows, shape.columns, TASK_ELEMENTS, target)]
 
 
 def default(shape: SoftmaxShape, target: Target) -> SoftmaxSchedule:

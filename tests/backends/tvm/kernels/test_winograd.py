@@ -183,3 +183,15 @@ def test_estimate_prefers_large_tiles_on_large_maps_only():
 
     assert best(256, 56, 4) < best(256, 56, 2)
     assert best(512, 4, 4) < best(512, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "schedule"),
+    [(16, WinogradSchedule(14, 2, 14, "channels", 1)), (64, WinogradSchedule(14, 2, 1, "elements", 4))],
+    ids=["products of a large block", "beside weights that stream through"],
+)
+def test_estimate_counts_products_that_a_small_cache_does_not_hold(in_channels, schedule):
+    """Factors alone fit both caches, and transformed weights neither."""
+    shape = WinogradShape(1, in_channels, 256, (56, 56), (1, 1), 4)
+    small, large = (dataclasses.replace(resolve("x86-64-v4"), cores=1, l2_bytes=n << 19) for n in (2, 3))
+    assert winograd.seconds(shape, schedule, small) > winograd.seconds(shape, schedule, large)
