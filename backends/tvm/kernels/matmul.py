@@ -115,35 +115,48 @@ class MatmulSchedule:
 
 
 def tile_cost(
-    rows: int, columns: int, tile_rows: int, tile_vectors: int, target: Target, arithmetic: Arithmetic = FLOATS
+    rows: int,
+    columns: int,
+    tile_rows: int,
+    tile_vectors: int,
+    target: Target,
+    arithmetic: Arithmetic = FLOATS,
+    panel: int = 0,
 ) -> float:
-    """Estimated cycles of the busiest core per step of K, for register tiles of the given size."""
+    """Estimated cycles of the busiest core per step of K, for register tiles of the given size.
+
+    A panel takes so many bytes; the loads of a tile's panels are slow where these take more than half of the level 1
+    cache.
+    """
+    slow = tile_vectors * panel > target.l1_bytes // 2
     row_tiles = even_runs(rows, tile_rows)
     panel_tiles = even_runs(ceil_div(columns, target.lanes), tile_vectors)
     cycles = sum(
-        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size, instructions=arithmetic.instructions)
+        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size, slow * p.size, arithmetic.instructions)
         for r, p in itertools.product(row_tiles, panel_tiles)
     )
     units = sum(int(r.count) for r in row_tiles) * sum(int(p.count) for p in panel_tiles)
     return cycles * ceil_div(units, target.cores) / units
 
 
-def best_tiles(rows: int, columns: int, target: Target, arithmetic: Arithmetic = FLOATS) -> list[tuple[int, int]]:
-    """The ten best (rows, vectors) of a register tile by the analytic model, best first."""
+def best_tiles(
+    rows: int, columns: int, target: Target, arithmetic: Arithmetic = FLOATS, panel: int = 0
+) -> list[tuple[int, int]]:
+    """The ten best (rows, vectors) of a register tile by :func:`tile_cost`, best first."""
     tiles = [
         (r, v)
         for r, v in itertools.product(range(1, min(rows, MAX_ROWS) + 1), range(1, MAX_VECTORS + 1))
         if fits(r, v, target, arithmetic)
     ]
-    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, t[0], t[1], target, arithmetic), -t[0]))[:10]
+    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, *t, target, arithmetic, panel), -t[0]))[:10]
 
 
 def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
     """The best register tiles by the analytic model, also with all rows or a single tile at a time; best first."""
-    rows = shape.rows or TYPICAL_ROWS
+    rows, arithmetic = shape.rows or TYPICAL_ROWS, arithmetic_of(shape.dtype, target)
     best = [
         MatmulSchedule(tile_rows, vectors, _block(shape, ceil_div(rows, tile_rows), tile_rows, target))
-        for tile_rows, vectors in best_tiles(rows, shape.columns, target, arithmetic_of(shape.dtype, target))
+        for tile_rows, vectors in best_tiles(rows, shape.columns, target, arithmetic, _panel_bytes(shape, target))
     ]
     tiles = [1, 4, ceil_div(rows, best[0].rows)]
     other = [replace(s, block=block) for s in best[:4] for block in tiles if block != s.block]
@@ -166,6 +179,11 @@ def _block(shape: MatmulShape, tiles: int, tile_rows: int, target: Target) -> in
 def stays(shape: MatmulShape, target: Target) -> bool:
     """Whether B stays in the level 2 cache from one block of rows to the next."""
     return _weight_bytes(shape, target) <= target.l2_bytes // 2
+
+
+def _panel_bytes(shape: MatmulShape, target: Target) -> int:
+    """Bytes of a panel within a block of K."""
+    return np.dtype(arithmetic_of(shape.dtype, target).weights).itemsize * target.lanes * depth(shape, target)
 
 
 def _weight_bytes(shape: MatmulShape, target: Target) -> int:
@@ -197,8 +215,8 @@ def seconds(shape: MatmulShape, schedule: MatmulSchedule, target: Target) -> flo
     rows = shape.rows or schedule.rows
     arithmetic = arithmetic_of(shape.dtype, target)
     steps = ceil_div(shape.inner, arithmetic.depth)
-    cycles = steps * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target, arithmetic)
-    panel = np.dtype(arithmetic.weights).itemsize * target.lanes * depth(shape, target)
+    panel = _panel_bytes(shape, target)
+    cycles = steps * tile_cost(rows, shape.columns, schedule.rows, schedule.vectors, target, arithmetic, panel)
     weights = _weight_bytes(shape, target)
     memory = weights / target.cores / (target.memory_gbytes * 1e9)
     return overlapped(cycles / (target.gigahertz * 1e9), memory, schedule.vectors * panel, target)

@@ -26,7 +26,9 @@ FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
 CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
-CYCLES_PER_OPERAND = 0.01
+CYCLES_PER_OPERAND = 0.15
+"""Of loading an operand of a step beside the arithmetic: where a core decodes for two threads, the instructions that it
+takes count, and a tile of 9 x 3 takes fewer for each product than one of 14 x 2."""
 CYCLES_PER_TILE = 30
 PACKED_CYCLES, NARROWED_CYCLES = 3, 5
 """Of a vector of sums to float32, scaled, bounded and rounded, to 8 bits: with three others, or by itself."""

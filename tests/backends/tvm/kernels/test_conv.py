@@ -235,7 +235,7 @@ def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
     target = dataclasses.replace(resolve("x86-64-v4"), cores=1, l2_bytes=2 << 20)
     busy = ConvShape(1, 128, 128, (28, 28), (3, 3), (1, 1), SAME)
     peak = 2 * busy.macs / (target.peak_gflops * 1e9)
-    assert 0.9 * peak < conv.seconds(busy, conv.default(busy, target), target) < 1.1 * peak
+    assert peak < conv.seconds(busy, conv.default(busy, target), target) < 1.2 * peak  # loads take their share
     read = ConvShape(1, 1024, 1024, (1, 1), (1, 1))
     memory = 4 * read.macs / (target.memory_gbytes * 1e9)
     assert conv.seconds(read, conv.default(read, target), target) == pytest.approx(memory, rel=0.05)

@@ -88,3 +88,10 @@ def test_seconds_are_arithmetic_at_the_peak_or_weights_from_memory():
             4 * 768**2 / (target.memory_gbytes * 1e9),
         )
         assert limit <= matmul.seconds(shape, matmul.default(shape, target), target) < 1.25 * limit
+
+
+def test_tiles_are_narrow_where_their_panels_outgrow_the_level_1_cache():
+    target = dataclasses.replace(resolve("x86-64-v4"), cores=1)
+    assert target.l1_bytes == 32 * 1024
+    assert matmul.best_tiles(196, 1536, target)[0] == (5, 5)  # 25 products of 10 operands
+    assert matmul.best_tiles(196, 1536, target, panel=24 * 1024)[0] == (9, 3)  # 27 products of 12, fewer from level 2
