@@ -148,7 +148,7 @@ def best_tiles(
         for r, v in itertools.product(range(1, min(rows, MAX_ROWS) + 1), range(1, MAX_VECTORS + 1))
         if fits(r, v, target, arithmetic)
     ]
-    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, *t, target, arithmetic, panel), -t[0]))[:10]
+    return sorted(tiles, key=lambda t: (tile_cost(rows, columns, t[0], t[1], target, arithmetic, panel), -t[0]))[:10]
 
 
 def candidates(shape: MatmulShape, target: Target) -> list[MatmulSchedule]:
