@@ -122,10 +122,7 @@ def _cycles(shape: ConvShape, schedule: ConvSchedule, target: Target) -> float:
                 # line of a large image comes from level 2 or farther, once for all taps and vectors.
                 slow: float = tile.tiles.size * shape.plain_input + run.size * (weights > target.l1_bytes // 2)
                 slow += tile.tiles.size * far / (target.lanes * prod(shape.kernel))
-                steps = sum(
-                    met.count * cycles_per_step(len(met.rows), run.size, slow, arithmetic.instructions)
-                    for met in tile.taps
-                )
+                steps = sum(met.count * cycles_per_step(len(met.rows), run.size, slow, arithmetic) for met in tile.taps)
                 once = cycles_per_tile(tile.tiles.size, run.size, arithmetic) + (passes - 1) * CYCLES_PER_TILE
                 panel += int(tile.tiles.count) * (outer * inputs * steps + rows * once)
             runs.append((int(run.count), panel))

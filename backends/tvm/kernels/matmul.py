@@ -132,7 +132,7 @@ def tile_cost(
     row_tiles = even_runs(rows, tile_rows)
     panel_tiles = even_runs(ceil_div(columns, target.lanes), tile_vectors)
     cycles = sum(
-        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size, slow * p.size, arithmetic.instructions)
+        int(r.count) * int(p.count) * cycles_per_step(r.size, p.size, slow * p.size, arithmetic)
         for r, p in itertools.product(row_tiles, panel_tiles)
     )
     units = sum(int(r.count) for r in row_tiles) * sum(int(p.count) for p in panel_tiles)

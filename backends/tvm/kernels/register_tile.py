@@ -26,9 +26,10 @@ FMA_LATENCY = 4
 CYCLES_PER_LOAD = 0.6
 CYCLES_PER_SLOW_LOAD = 0.1
 CYCLES_PER_STEP = 0.3
-CYCLES_PER_OPERAND = 0.15
-"""Of loading an operand of a step beside the arithmetic: where a core decodes for two threads, the instructions that it
-takes count, and a tile of 9 x 3 takes fewer for each product than one of 14 x 2."""
+CYCLES_PER_OPERAND = {"float32": 0.15, "int32": 0.01}
+"""Of loading an operand of a step beside the arithmetic, by the type of the sums: where a core decodes for two threads,
+the instructions that it takes count, and a tile of 9 x 3 takes fewer for each product than one of 14 x 2. Integer tiles
+that are as nearly square leave LLVM too few registers, and it spills."""
 CYCLES_PER_TILE = 30
 PACKED_CYCLES, NARROWED_CYCLES = 3, 5
 """Of a vector of sums to float32, scaled, bounded and rounded, to 8 bits: with three others, or by itself."""
@@ -65,14 +66,17 @@ def most_rows(target: Target) -> int:
     return (STACK_ARRAY_BYTES - 1) // target.vector_bytes
 
 
-def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, instructions: int = 1) -> float:
-    """Estimated cycles of one step of the reduction, of some arithmetic instructions for each accumulator.
+def cycles_per_step(rows: int, vectors: int, slow_loads: float = 0, arithmetic: Arithmetic = FLOATS) -> float:
+    """Estimated cycles of one step of the reduction.
 
     The slowest of FMA units, load units and the chain through an accumulator, and a stall for each load that is not
     served by the level 1 cache at full speed (fitted to measurements on an AVX-512 core).
     """
-    busy = max(instructions * rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY)
-    return CYCLES_PER_STEP + busy + (rows + vectors) * CYCLES_PER_OPERAND + slow_loads * CYCLES_PER_SLOW_LOAD
+    busy = max(
+        arithmetic.instructions * rows * vectors / FMA_PER_CYCLE, (rows + vectors) * CYCLES_PER_LOAD, FMA_LATENCY
+    )
+    loads = (rows + vectors) * CYCLES_PER_OPERAND[arithmetic.sums] + slow_loads * CYCLES_PER_SLOW_LOAD
+    return CYCLES_PER_STEP + busy + loads
 
 
 def cycles_per_tile(rows: int, vectors: int, arithmetic: Arithmetic = FLOATS) -> float:
