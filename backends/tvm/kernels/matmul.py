@@ -126,9 +126,9 @@ def tile_cost(
     """Estimated cycles of the busiest core per step of K, for register tiles of the given size.
 
     A panel takes so many bytes; the loads of a tile's panels are slow where these take more than half of the level 1
-    cache.
+    cache. That is fitted to floats: of integers, with a quarter of the loads for each product, it is not counted.
     """
-    slow = tile_vectors * panel > target.l1_bytes // 2
+    slow = arithmetic is FLOATS and tile_vectors * panel > target.l1_bytes // 2
     row_tiles = even_runs(rows, tile_rows)
     panel_tiles = even_runs(ceil_div(columns, target.lanes), tile_vectors)
     cycles = sum(

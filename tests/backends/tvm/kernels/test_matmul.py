@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from shave.backends.targets import resolve
 from shave.backends.tvm.kernels import matmul
+from shave.backends.tvm.kernels.arithmetic import arithmetic_of
 from shave.backends.tvm.kernels.epilogue import Activation, Bias, Epilogue, Residual, Scale
 from shave.backends.tvm.kernels.matmul import MatmulSchedule, MatmulShape
 from tests.backends.tvm.kernels.execution import check_matmul, each_target
@@ -95,3 +96,11 @@ def test_tiles_are_narrow_where_their_panels_outgrow_the_level_1_cache():
     assert target.l1_bytes == 32 * 1024
     assert matmul.best_tiles(196, 1536, target)[0] == (5, 5)  # 25 products of 10 operands
     assert matmul.best_tiles(196, 1536, target, panel=24 * 1024)[0] == (9, 3)  # 27 products of 12, fewer from level 2
+
+
+def test_tiles_of_integers_do_not_depend_on_the_size_of_panels():
+    target = dataclasses.replace(resolve("x86-64-v4-vnni"), cores=1)
+    integers = arithmetic_of("uint8", target)
+    near = matmul.best_tiles(128, 768, target, integers)
+    assert near[0] == (8, 3)
+    assert near == matmul.best_tiles(128, 768, target, integers, panel=64 * 1024)
